@@ -1,0 +1,1 @@
+"""Words that every layer shares: errors, task, predictor, recipe, storage. No torch, no tables."""

@@ -1,0 +1,404 @@
+"""The recipe: one strict YAML file, overrides by dotted key, and the Task it describes.
+
+Comes in: a path and `key=value` overrides. Goes out: a frozen `Recipe`. An unknown key, a wrong type
+and settings that contradict each other are refused here, before anything runs. Keys carry the
+field's standard names, so that a notebook's settings can be copied.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from afina.core import schema as schemas
+from afina.core.errors import RecipeError, SchemaError
+from afina.core.storage import digest
+from afina.core.task import Task
+
+Auto = Literal["auto"]
+SevenModules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Names that other tools use for the same thing, so that the message can say ours.
+ALIASES = {
+    "model_name_or_path": "base_model", "model_name": "base_model", "model": "base_model",
+    "cutoff_len": "max_length", "sequence_len": "max_length", "max_seq_length": "max_length",
+    "num_epochs": "num_train_epochs", "n_epochs": "num_train_epochs", "epochs": "num_train_epochs",
+    "micro_batch_size": "per_device_train_batch_size", "batch_size": "per_device_train_batch_size",
+    "lora_rank": "lora_r", "rank": "lora_r", "r": "lora_r", "alpha": "lora_alpha", "lora_target": "lora_target_modules",
+    "target_modules": "lora_target_modules", "lr": "learning_rate", "sample_packing": "packing",
+    "val_size": "validation_size", "val_set_size": "validation_size", "warmup_steps": "warmup_ratio",
+    "quantization_bit": "load_in_4bit", "train_on_inputs": "loss_on", "completion_only_loss": "loss_on",
+    "dataset": "path", "train_file": "path", "length_grouping": "group_by_length",
+}  # fmt: skip
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is an error with a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TaskConfig(Config):
+    """What is asked."""
+
+    name: str = Field("task", description="Short name, used in reports.")
+    instruction: str = Field(min_length=1, description="What the model is told before the inputs.")
+    inputs: list[str] | dict[str, str] = Field(description="Input columns, or a mapping from input name to column.")
+    output: Any = Field(
+        description="The answer: shorthand (" + schemas.SHORTHAND_HELP + "), a JSON Schema file, "
+        "module:PydanticModel, or text for a free-text answer."
+    )
+    reasoning: str | None = Field(None, description="Column with free text that the model writes before the labels.")
+    parts: dict[str, list[str] | dict[str, str]] | None = Field(
+        None,
+        description="Ask for each top-level answer field by itself: field -> its inputs (a list, or a mapping from "
+        "the name shown to the input). Parts with equal schemas share what is learned.",
+    )
+
+
+class DataConfig(Config):
+    """The labelled table, how to read it, and how it is split."""
+
+    path: Path = Field(description="CSV, TSV, JSONL, JSON, Parquet, Alpaca or chat JSONL, plain or gzipped.")
+    format: Literal["auto", "csv", "tsv", "jsonl", "json", "parquet", "alpaca", "chat"] = "auto"
+    delimiter: str | None = Field(None, description="Of a CSV; found out when not given.")
+    header: list[str] | None = Field(None, description="Column names, for a table whose first line is already data.")
+    id_column: str | None = Field(None, description="Column with each row's own id; the line number when not given.")
+    columns: dict[str, str | dict[str, str]] = Field(
+        default_factory=dict,
+        description="Answer field -> column, where they differ. For a multi-label field also label -> 0/1 column.",
+    )
+    labels: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Answer field (or its last name, or '*') -> {text in the table: label}, as Felicidade: alegria.",
+    )
+    list_separator: str = Field(",", min_length=1, description="Between the labels of a multi-label cell.")
+    validation_path: Path | None = Field(None, description="A table of its own for validation.")
+    test_path: Path | None = Field(None, description="A table of its own for the test; else test_size is split off.")
+    test_size: float = Field(0.2, gt=0, lt=1, description="Share of near-duplicate clusters for the test.")
+    validation_size: float = Field(0.1, gt=0, lt=1, description="Share of clusters for validation.")
+    near_duplicate_threshold: float = Field(0.8, ge=0.3, le=1, description="Jaccard similarity of word 3-grams.")
+    max_rejected: float = Field(0.1, ge=0, le=1, description="Largest share of rows that may be unusable.")
+    min_examples_per_label: int = Field(2, ge=0, description="A label used in fewer examples stops the run.")
+    on_too_long: Literal["refuse", "truncate", "drop"] = Field(
+        "refuse", description="What happens to an example longer than train.max_length."
+    )
+
+
+class AdaptConfig(Config):
+    """Plain language modelling on the domain's unlabelled text before the task is learned."""
+
+    path: Path
+    column: str = Field(description="Column of the table that holds the text.")
+    num_train_epochs: float = Field(4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+
+
+class TrainConfig(Config):
+    """How the specialist is trained. `auto` lets the planner choose, and it says what it chose."""
+
+    base_model: str = Field("afina/nano", description="afina/nano, a local folder, or a Hugging Face model id.")
+    revision: str | None = Field(None, description="Git revision of a Hugging Face model.")
+    chat_template: Literal["auto", "chat", "completion"] = Field(
+        "auto", description="chat: the tokenizer's template; completion: plain text. auto: chat if it has a template "
+        "and is no base model."
+    )
+    finetuning_type: Literal["auto", "lora", "full"] = "auto"
+    load_in_4bit: bool | Auto = "auto"
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    bf16: bool | Auto = Field("auto", description="bfloat16 compute.")
+    lora_r: int = Field(16, ge=1)
+    lora_alpha: float = Field(64, gt=0)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    lora_target_modules: list[str] = Field(list(SevenModules), min_length=1)
+    use_dora: bool = False
+    use_rslora: bool = False
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] | Auto = "auto"
+    num_train_epochs: float = Field(3, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="Instead of num_train_epochs.")
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Peak.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(0.3, gt=0)
+    optim: Literal["adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"] = "adamw_torch"
+    max_length: int = Field(1024, ge=16, description="Tokens of one example, answer included.")
+    packing: bool | Auto = Field("auto", description="Several examples in one row, without attention between them.")
+    group_by_length: bool = False
+    loss_on: Literal["completion", "choices"] = Field(
+        "completion", description="choices: only where the grammar leaves a choice; what it forces need not be learned."
+    )
+    gradient_checkpointing: bool | Auto = "auto"
+    logging_steps: int = Field(5, ge=1)
+    eval_steps: int | Auto = Field("auto", description="Steps between validation losses and checkpoints.")
+    early_stopping_patience: int | None = Field(None, ge=1, description="Evaluations without improvement.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    adapt: AdaptConfig | None = None
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> TrainConfig:
+        given = self.model_fields_set
+        if self.load_in_4bit is True and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both true. Keep one of them.")
+        if (self.load_in_4bit is True or self.load_in_8bit) and self.finetuning_type == "full":
+            raise ValueError(
+                "finetuning_type: full cannot train quantised weights. Set load_in_4bit: false and "
+                "load_in_8bit: false, or finetuning_type: lora."
+            )
+        if self.lr_scheduler_type == "constant" and self.warmup_ratio > 0 and "warmup_ratio" in given:
+            raise ValueError(
+                f"lr_scheduler_type: constant ignores its warm-up, but warmup_ratio is {self.warmup_ratio}. "
+                "Write lr_scheduler_type: constant_with_warmup, or warmup_ratio: 0."
+            )
+        if "max_steps" in given and "num_train_epochs" in given and self.max_steps is not None:
+            raise ValueError("max_steps and num_train_epochs are both given. Keep one of them.")
+        if self.packing is True and self.group_by_length:
+            raise ValueError("packing fills every row, so group_by_length has no effect. Keep one of them.")
+        if self.finetuning_type == "full":
+            unused = sorted(k for k in given if k.startswith("lora_") or k in ("use_dora", "use_rslora"))
+            if unused:
+                raise ValueError(f"finetuning_type: full has no adapter, so {unused[0]} has no effect. Remove it.")
+        if self.load_in_4bit is False:
+            unused = sorted(k for k in given if k.startswith("bnb_4bit_"))
+            if unused:
+                raise ValueError(f"load_in_4bit is false, so {unused[0]} has no effect. Remove it.")
+        return self
+
+
+class AnswerConfig(Config):
+    """How answers are written."""
+
+    batch_size: int = Field(16, ge=1)
+    max_text_tokens: int = Field(256, ge=1, description="Limit of one free-text field; the JSON is closed after it.")
+
+
+class Recipe(Config):
+    """The whole recipe."""
+
+    task: TaskConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    answer: AnswerConfig = AnswerConfig()
+    compare: list[Literal["majority", "tfidf", "zero-shot", "finetuned"]] = Field(
+        ["majority", "tfidf", "zero-shot", "finetuned"], min_length=1
+    )
+    seed: int = Field(42, ge=0, lt=2**32)
+    output_dir: Path | None = Field(None, description="The run folder; runs/<task name> when not given.")
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir or Path("runs") / self.task.name
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain JSON, defaults included."""
+        return self.model_dump(mode="json")
+
+    @property
+    def hash(self) -> str:
+        """Of all that decides the result: everything but where the run is kept."""
+        return digest({k: v for k, v in self.resolved().items() if k != "output_dir"})
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key=value` overrides, check everything. Paths in it are relative to it;
+    paths in an override are relative to the current folder.
+
+    Raises RecipeError (a subclass SchemaError for the output schema).
+    """
+    if not path.exists():
+        raise RecipeError(f"{path}: no such recipe. Write one with: afina init DATA.csv")
+    if path.is_dir():
+        raise RecipeError(f"{path}: found a folder, expected a recipe (a YAML file).")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no UTF-8 text. A recipe is a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: found {type(raw).__name__}, expected a mapping with task, data and train.")
+    for place in PATHS:
+        _rebase(raw, place, path.parent)
+    output = raw.get("task", {}).get("output") if isinstance(raw.get("task"), dict) else None
+    if isinstance(output, str) and output.endswith(".json"):
+        raw["task"]["output"] = str(path.parent / output)
+    for override in overrides:
+        _override(raw, override)
+    return make_recipe(raw, str(path))
+
+
+PATHS = (("data", "path"), ("data", "validation_path"), ("data", "test_path"), ("train", "adapt", "path"))
+
+
+def _rebase(raw: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+    node: Any = raw
+    for key in keys[:-1]:
+        node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and isinstance(node.get(keys[-1]), str):
+        node[keys[-1]] = str(folder / node[keys[-1]])
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {text!r}: expected KEY=VALUE, as in train.lora_r=32")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {text!r}: the value is no valid YAML: {error}") from error
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)  # YAML 1.1 reads 2e-4 as text
+        except ValueError:
+            pass
+    node = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(node.setdefault(parent, {}), dict):
+            raise RecipeError(f"override {text!r}: {parent!r} is a single value in the recipe, not a group of settings.")
+        node = node[parent]
+    node[last] = parsed
+
+
+def make_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe that is already a mapping. Raises RecipeError with every problem, a line each."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    place = [str(part) for part in problem["loc"] if part not in ("int", "float", "bool", "list[str]", "dict[str,str]")]
+    place = [part for part in place if not part.startswith(("literal[", "constrained-", "function-"))]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        known = list(known_keys())
+        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(place[:-1])]
+        alias = ALIASES.get(place[-1])
+        matches = [k for k in known if alias and k.rpartition(".")[2] == alias]
+        matches += [k for k in known if k.rpartition(".")[2] == place[-1]]
+        matches += [
+            k for k in siblings if difflib.get_close_matches(place[-1], [k.rpartition(".")[2]], n=1, cutoff=0.6)
+        ]
+        matches += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        hint = f"Did you mean {matches[0]}?" if matches else f"Known here: {', '.join(siblings) or 'nothing'}."
+        return f"unknown key {key}. {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing, and it has no default."
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+    found = problem.get("input")
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}: found {found!r}, {message}"
+
+
+def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the recipe."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for inner in (info.annotation, *typing.get_args(info.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Config):
+                yield from known_keys(inner, f"{prefix}{name}.")
+
+
+# -- the task ----------------------------------------------------------------------------------
+
+
+def load_task(config: TaskConfig) -> Task:
+    """The Task of a recipe. Raises SchemaError or RecipeError."""
+    inputs = config.inputs if isinstance(config.inputs, dict) else {name: name for name in config.inputs}
+    if not inputs:
+        raise RecipeError("task.inputs: found an empty list, expected at least one column.")
+    if isinstance(config.inputs, list) and len(inputs) != len(config.inputs):
+        raise RecipeError(f"task.inputs: an input stands twice in {config.inputs}. Remove one.")
+    free_text = config.output == "text"
+    output = schemas.normalise(output_schema(config.output))
+    if config.reasoning:
+        if output.get("type") != "object" and not config.parts:
+            raise RecipeError("task.reasoning needs an answer with named fields, so that the labels can follow it.")
+        if config.reasoning in output.get("properties", {}):
+            raise RecipeError(f"task.reasoning: {config.reasoning!r} is already a field of the answer. Rename one.")
+    return Task(
+        name=config.name,
+        instruction=config.instruction.strip(),
+        inputs=inputs,
+        output=output,
+        reasoning=config.reasoning,
+        part_inputs=_parts(config, inputs, output) if config.parts else None,
+        free_text=free_text,
+    )
+
+
+def _parts(
+    config: TaskConfig, inputs: Mapping[str, str], output: schemas.Schema
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    parts = config.parts or {}
+    known = list(output.get("properties", {}))
+    if sorted(parts) != sorted(known) or sorted(output.get("required", [])) != sorted(known):
+        raise RecipeError(
+            f"task.parts names {sorted(parts)}, but the answer's fields are {sorted(known)}. "
+            "Every top-level field needs its part, and none may be optional."
+        )
+    result = {}
+    for key in known:
+        shown = parts[key] if isinstance(parts[key], dict) else {name: name for name in parts[key]}
+        unknown = [source for source in shown.values() if source not in inputs]
+        if unknown or not shown:
+            raise RecipeError(f"task.parts.{key}: {unknown} is no input of the task. Inputs are {list(inputs)}.")
+        result[key] = tuple(shown.items())
+        if config.reasoning and output["properties"][key].get("type") != "object":
+            raise RecipeError(f"task.reasoning needs named fields in every part; {key!r} is a single value.")
+    return result
+
+
+def output_schema(output: Any) -> schemas.Schema:
+    """The JSON Schema that a recipe's `task.output` means, before normalising."""
+    if isinstance(output, str) and output.endswith(".json"):
+        path = Path(output)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise SchemaError(f"task.output: {path}: no such file, expected a JSON Schema.") from error
+        except (ValueError, OSError) as error:
+            raise SchemaError(f"task.output: {path}: is no valid JSON: {error}") from error
+    if isinstance(output, str) and ":" in output and "(" not in output:
+        return _pydantic_schema(output)
+    if isinstance(output, Mapping) and ("$schema" in output or output.get("type") == "object" or "$defs" in output):
+        return dict(output)
+    return schemas.from_shorthand(output)
+
+
+def _pydantic_schema(reference: str) -> schemas.Schema:
+    module_name, _, class_name = reference.partition(":")
+    sys.path.insert(0, "")
+    try:
+        model = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise SchemaError(f"task.output: cannot import {reference!r}: {error}. Expected module:PydanticModel.") from error
+    finally:
+        sys.path.remove("")
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise SchemaError(f"task.output: {reference!r} is {model!r}, expected a Pydantic model.")
+    return model.model_json_schema()
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of the recipe file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
