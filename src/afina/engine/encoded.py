@@ -1,0 +1,30 @@
+"""A training text as tokens: what the renderer makes and the trainer learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tokens: prompt, answer, end of sequence.
+
+    input_ids: T token ids; the last one is eos, which stands nowhere else in the answer.
+    num_prompt: how many of them are the prompt, which is never trained on.
+    choices: position of each answer token where the grammar left a choice -> the token ids it
+        allowed there (the chosen one among them), or None where the set is open (free text).
+        Answer tokens that are not in it were forced.
+    truncated: tokens of the inputs that were cut away to fit.
+    """
+
+    input_ids: tuple[int, ...]
+    num_prompt: int
+    choices: Mapping[int, tuple[int, ...] | None] = field(default_factory=dict)
+    truncated: int = 0
+
+    def trained(self, loss_on: str) -> list[int]:
+        """Positions whose token is learned; eos is always the last of them, and there once."""
+        if loss_on == "choices":
+            return sorted({*self.choices, len(self.input_ids) - 1})
+        return list(range(self.num_prompt, len(self.input_ids)))
