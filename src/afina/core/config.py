@@ -7,6 +7,7 @@ field's standard names, so that a notebook's settings can be copied.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -108,8 +109,9 @@ class TrainConfig(Config):
     base_model: str = Field("afina/nano", description="afina/nano, a local folder, or a Hugging Face model id.")
     revision: str | None = Field(None, description="Git revision of a Hugging Face model.")
     chat_template: Literal["auto", "chat", "completion"] = Field(
-        "auto", description="chat: the tokenizer's template; completion: plain text. auto: chat if it has a template "
-        "and is no base model."
+        "auto",
+        description="chat: the tokenizer's template; completion: plain text. auto: chat if it has a template "
+        "and is no base model.",
     )
     finetuning_type: Literal["auto", "lora", "full"] = "auto"
     load_in_4bit: bool | Auto = "auto"
@@ -262,15 +264,15 @@ def _override(raw: dict[str, Any], text: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"override {text!r}: the value is no valid YAML: {error}") from error
     if isinstance(parsed, str):
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)  # YAML 1.1 reads 2e-4 as text
-        except ValueError:
-            pass
     node = raw
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(node.setdefault(parent, {}), dict):
-            raise RecipeError(f"override {text!r}: {parent!r} is a single value in the recipe, not a group of settings.")
+            raise RecipeError(
+                f"override {text!r}: {parent!r} is a single value in the recipe, not a group of settings."
+            )
         node = node[parent]
     node[last] = parsed
 
@@ -391,7 +393,9 @@ def _pydantic_schema(reference: str) -> schemas.Schema:
     try:
         model = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise SchemaError(f"task.output: cannot import {reference!r}: {error}. Expected module:PydanticModel.") from error
+        raise SchemaError(
+            f"task.output: cannot import {reference!r}: {error}. Expected module:PydanticModel."
+        ) from error
     finally:
         sys.path.remove("")
     if not (isinstance(model, type) and issubclass(model, BaseModel)):

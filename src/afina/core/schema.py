@@ -89,7 +89,7 @@ def _enum(labels: list[Any], where: str) -> Schema:
     for label in labels:
         if isinstance(label, bool) and True not in labels[:0]:
             raise SchemaError(
-                f"{where}: YAML read a label as {label!r}. Put the labels in quotes (\"yes\", \"no\", \"on\"), "
+                f'{where}: YAML read a label as {label!r}. Put the labels in quotes ("yes", "no", "on"), '
                 "or write `bool` for true and false."
             )
         if not isinstance(label, str | int | float):
@@ -163,9 +163,7 @@ def _normalise(schema: Mapping[str, Any], where: str, definitions: Mapping[str, 
     kinds = schema.get("type")
     if isinstance(kinds, list):
         rest = {k: v for k, v in schema.items() if k != "type"}
-        branches = [
-            {"type": k, **{n: v for n, v in rest.items() if n in ENFORCED.get(k, set())}} for k in kinds
-        ]
+        branches = [{"type": k, **{n: v for n, v in rest.items() if n in ENFORCED.get(k, set())}} for k in kinds]
         _refuse_unknown(rest, set().union(*(ENFORCED.get(k, set()) for k in kinds)), where)
         return {**_normalise_union({"anyOf": branches}, where, definitions, seen), **kept}
     if kinds is None and "properties" in schema:
@@ -195,7 +193,9 @@ def _normalise_enum(schema: Mapping[str, Any], where: str) -> Schema:
     if not values:
         raise SchemaError(f"{where}: enum is empty, expected at least one value.")
     if any(isinstance(v, dict | list) for v in values):
-        raise SchemaError(f"{where}: an enum value is an object or array; only text, numbers, booleans and null can be.")
+        raise SchemaError(
+            f"{where}: an enum value is an object or array; only text, numbers, booleans and null can be."
+        )
     texts = [json.dumps(v, ensure_ascii=False) for v in values]
     if len(set(texts)) != len(texts):
         raise SchemaError(f"{where}: a value stands twice in the enum {values!r}. Remove one.")
@@ -209,7 +209,7 @@ def _normalise_union(
     branches = [_normalise(b, f"{where}.anyOf[{i}]", definitions, seen) for i, b in enumerate(schema["anyOf"])]
     flat: list[Schema] = []
     for branch in branches:
-        flat += branch["anyOf"] if "anyOf" in branch else [branch]
+        flat += branch.get("anyOf", [branch])
     if len(flat) == 1:
         return flat[0]
     if all("enum" in b or b.get("type") in ("null", "boolean") for b in flat):
@@ -244,7 +244,9 @@ def _normalise_object(
 ) -> Schema:
     properties = schema.get("properties")
     if not properties:
-        raise SchemaError(f"{where}: an object without properties; free-form objects cannot be scored. Name its fields.")
+        raise SchemaError(
+            f"{where}: an object without properties; free-form objects cannot be scored. Name its fields."
+        )
     if schema.get("additionalProperties") not in (None, False):
         raise SchemaError(f"{where}: the schema keyword 'additionalProperties' may only be false. Name every field.")
     required = list(schema.get("required", []))
@@ -270,9 +272,9 @@ def _normalise_array(
     low, high = _count(schema, "minItems", where), _count(schema, "maxItems", where)
     result: Schema = {"type": "array", "items": items}
     if schema.get("uniqueItems"):
-        if "enum" not in items:
+        if not all(isinstance(v, str) for v in items.get("enum", [0])):
             raise SchemaError(
-                f"{where}: the schema keyword 'uniqueItems' can be enforced only where items is an enum. Remove it."
+                f"{where}: the schema keyword 'uniqueItems' can be enforced only for an enum of texts. Remove it."
             )
         result["uniqueItems"] = True
         high = min(high if high is not None else len(items["enum"]), len(items["enum"]))
@@ -302,7 +304,9 @@ def _normalise_scalar(schema: Mapping[str, Any], kind: str, where: str) -> Schem
             try:
                 re.compile(result["pattern"])
             except re.error as error:
-                raise SchemaError(f"{where}: pattern {result['pattern']!r} is no regular expression: {error}.") from error
+                raise SchemaError(
+                    f"{where}: pattern {result['pattern']!r} is no regular expression: {error}."
+                ) from error
     for low_key in ("minimum", "exclusiveMinimum"):
         for high_key in ("maximum", "exclusiveMaximum"):
             if low_key in result and high_key in result:
@@ -418,7 +422,9 @@ def _array_problems(value: Any, schema: Schema, where: str, place: str) -> str |
     if not isinstance(value, list):
         return f"{place!r} is {value!r}, expected a list"
     if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        return f"{place!r} has {len(value)} items, expected {schema.get('minItems', 0)} to {schema.get('maxItems', '∞')}"
+        return (
+            f"{place!r} has {len(value)} items, expected {schema.get('minItems', 0)} to {schema.get('maxItems', '∞')}"
+        )
     if schema.get("uniqueItems") and len({dumps(v) for v in value}) != len(value):
         return f"{place!r} holds an item twice: {value!r}"
     return next((p for i, v in enumerate(value) if (p := problems(v, schema["items"], f"{where}[{i}]"))), None)
@@ -438,8 +444,12 @@ def _scalar_problems(value: Any, schema: Schema, kind: str, place: str) -> str |
     if kind in ("integer", "number"):
         if value != value or value in (float("inf"), float("-inf")):
             return f"{place!r} is {value!r}, expected a finite number"
-        low = value < schema.get("minimum", value) or ("exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"])
-        high = value > schema.get("maximum", value) or ("exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"])
+        low = value < schema.get("minimum", value) or (
+            "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]
+        )
+        high = value > schema.get("maximum", value) or (
+            "exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"]
+        )
         if low or high:
             bounds = {k: v for k, v in schema.items() if "imum" in k}
             return f"{place!r} is {value!r}, expected a number within {bounds}"

@@ -127,9 +127,7 @@ class Task:
         """The whole answer from the parts' answers, reasoning left out."""
         if not self.part_inputs:
             return self._without_reasoning(answers[0])
-        return {
-            part.key: self._without_reasoning(answer) for part, answer in zip(self.parts, answers, strict=True)
-        }
+        return {part.key: self._without_reasoning(answer) for part, answer in zip(self.parts, answers, strict=True)}
 
     def _without_reasoning(self, value: Any) -> Any:
         if self.reasoning and isinstance(value, dict):

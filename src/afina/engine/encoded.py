@@ -15,12 +15,14 @@ class Encoded:
     choices: position of each answer token where the grammar left a choice -> the token ids it
         allowed there (the chosen one among them), or None where the set is open (free text).
         Answer tokens that are not in it were forced.
+    fields: position of each choice -> path of the field that it decides.
     truncated: tokens of the inputs that were cut away to fit.
     """
 
     input_ids: tuple[int, ...]
     num_prompt: int
     choices: Mapping[int, tuple[int, ...] | None] = field(default_factory=dict)
+    fields: Mapping[int, str] = field(default_factory=dict)
     truncated: int = 0
 
     def trained(self, loss_on: str) -> list[int]:

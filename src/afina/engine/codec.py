@@ -1,0 +1,137 @@
+"""Text to tokens and back, so that text can never become a control token.
+
+Comes in: a fast Hugging Face tokenizer. Goes out: token ids of trusted template text (control tokens
+are control tokens), of a user's text (control tokens are plain text) and of answer text. Knows nothing
+of tasks, grammars or models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import Any
+
+import llguidance.hf
+import numpy as np
+from tokenizers import Tokenizer
+
+from afina.core.errors import ModelError
+from afina.core.storage import digest
+
+CONTROL_LIKE = re.compile(r"^(<.*>|\[[A-Z_/ 0-9]+\])$", re.DOTALL)
+
+
+class Codec:
+    """Tokens of one tokenizer.
+
+    Two runs of text are tokenised by themselves only where a control token or the border between
+    forced and chosen text stands between them; training and serving share these borders.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; answers cannot end."
+            )
+        self.eos = int(tokenizer.eos_token_id)
+        self._json = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._json["truncation"] = self._json["padding"] = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the vocabulary, the merges, the control tokens or the chat template."""
+        return digest([self._json, self.tokenizer.chat_template or ""])
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """A copy to which control tokens are plain text."""
+        copy = json.loads(json.dumps(self._json))
+        for token in copy["added_tokens"]:
+            # Some control tokens are not marked special (<think>, <tool_call>); white-space runs stay as they are.
+            token["special"] = token["special"] or bool(CONTROL_LIKE.match(token["content"]))
+        plain = Tokenizer.from_str(json.dumps(copy))
+        plain.encode_special_tokens = True
+        return plain
+
+    @cached_property
+    def lexer(self) -> llguidance.LLTokenizer:
+        """The tokenizer as llguidance sees it: for grammars, and for text that continues other text."""
+        return llguidance.hf.from_tokenizer(self.tokenizer)
+
+    @cached_property
+    def _control(self) -> dict[str, dict[str, Any]]:
+        return {t["content"]: t for t in self._json["added_tokens"]}
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that may never stand in an answer: special and control-like tokens."""
+        return frozenset(
+            t["id"] for t in self._json["added_tokens"] if t["special"] or CONTROL_LIKE.match(t["content"])
+        )
+
+    @cached_property
+    def text_ids(self) -> np.ndarray:
+        """All ids that stand for text, ascending."""
+        return np.array([i for i in range(self.lexer.vocab_size) if self._is_text(i)], dtype=np.int64)
+
+    def _is_text(self, token: int) -> bool:
+        if token in self.control_ids or self.lexer.is_special_token(token):
+            return False
+        return bool(self.lexer.decode_bytes([token]))
+
+    def completion_prompt(self, text: str) -> list[int]:
+        """A plain prompt: what the tokenizer puts before a text (bos, if it does), then the text."""
+        ids = self._plain.encode(text, add_special_tokens=True).ids
+        while ids and ids[-1] == self.eos:  # some tokenizers end every text
+            ids.pop()
+        return ids
+
+    def chat_prompt(self, pieces: list[tuple[str, bool]]) -> list[int]:
+        """Tokens of a rendered chat template, cut into (text, trusted) pieces.
+
+        Control tokens count only in trusted pieces. Text between two of them is tokenised as one, so
+        the ids equal those of `apply_chat_template` for every text that holds no control token.
+        """
+        ids: list[int] = []
+        run = ""
+        strip_next = False
+        for text, trusted in pieces:
+            parts = self._split_control(text) if trusted else [text]
+            for part in parts:
+                token = self._control.get(part) if trusted else None
+                if token is None:
+                    run += part
+                    continue
+                run = run.lstrip() if strip_next else run
+                ids += self._run(run.rstrip() if token.get("lstrip") else run)
+                ids.append(token["id"])
+                run, strip_next = "", bool(token.get("rstrip"))
+        return ids + self._run(run.lstrip() if strip_next else run)
+
+    def _split_control(self, text: str) -> list[str]:
+        if not self._control:
+            return [text]
+        longest_first = sorted(self._control, key=len, reverse=True)
+        pattern = "(" + "|".join(re.escape(content) for content in longest_first) + ")"
+        return [part for part in re.split(pattern, text) if part]
+
+    def _run(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids if text else []
+
+    def answer_text(self, text: str) -> list[int]:
+        """Tokens of text that continues other text: no bos, no leading space of SentencePiece."""
+        ids = self.lexer.tokenize_str(text)
+        if self.lexer.decode_bytes(ids) != text.encode() or any(i in self.control_ids for i in ids):
+            ids = self.lexer.greedy_tokenize(text)
+        if self.lexer.decode_bytes(ids) != text.encode():
+            raise ModelError(
+                f"{self.tokenizer.name_or_path}: the tokenizer cannot write {text!r}; it lacks the characters. "
+                "Choose a base model with byte fallback or a byte-level vocabulary."
+            )
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of answer tokens; bytes that are no UTF-8 become U+FFFD."""
+        return self.lexer.decode_bytes(ids).decode("utf-8", errors="replace")

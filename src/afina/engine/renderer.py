@@ -1,0 +1,180 @@
+"""The one renderer: a task's question as prompt tokens, an example as training tokens.
+
+The only caller of a chat or completion template. Training takes `encode`, serving takes `prompt`; both
+build the same prompt, and the answer's tokens come from the `Writer` that serving uses. `fingerprint`
+goes into the manifest; serving under another fingerprint is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from afina.core.errors import DataError, ModelError
+from afina.core.predictor import Example, Inputs
+from afina.core.schema import Schema, dumps, labels_of
+from afina.core.storage import digest
+from afina.core.task import Part, Task
+from afina.engine.codec import Codec
+from afina.engine.encoded import Encoded
+from afina.engine.grammar import MISSING, Walk, walk, walk_text
+from afina.engine.writer import Writer
+
+Style = Literal["chat", "completion"]
+# A text of private-use characters marks where a user's text stands in a rendered template.
+MARK = "\ue0f1%d\ue0f2"
+
+
+class Renderer:
+    """Prompts and training texts of one task for one tokenizer.
+
+    style: "chat" puts the question into the tokenizer's chat template, "completion" writes plain text.
+    show_schema: name the fields and labels in the prompt, as a model that was not tuned needs it.
+    """
+
+    def __init__(self, task: Task, codec: Codec, style: Style, *, show_schema: bool = False) -> None:
+        if style == "chat" and not codec.tokenizer.chat_template:
+            raise ModelError(
+                f"{codec.tokenizer.name_or_path}: has no chat template, but chat_template: chat was asked for. "
+                "Use chat_template: completion."
+            )
+        self.task, self.style, self.show_schema = task, style, show_schema
+        self.codec = codec
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the prompt's tokens but the inputs."""
+        return digest([self.codec.fingerprint, self.style, self.task.to_json(), "renderer-1"])
+
+    # -- prompts --------------------------------------------------------------------------------
+
+    def prompt(self, part: Part, inputs: Inputs, max_tokens: int | None = None) -> tuple[list[int], int]:
+        """Prompt ids, and how many characters of the inputs were cut to fit in `max_tokens`."""
+        shown = part.shown(inputs)
+        ids = self._prompt_ids(part, shown)
+        if max_tokens is None or len(ids) <= max_tokens:
+            return ids, 0
+        total = sum(len(text) for _, text in shown)
+        # The longest texts give way first: find the largest common length limit that fits.
+        low, high = 0, max(len(text) for _, text in shown)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._prompt_ids(part, [(n, t[:middle]) for n, t in shown])) <= max_tokens:
+                low = middle
+            else:
+                high = middle - 1
+        cut = [(name, text[:low]) for name, text in shown]
+        ids = self._prompt_ids(part, cut)
+        if len(ids) > max_tokens:
+            raise DataError(
+                f"the instruction alone takes {len(ids)} tokens, but {max_tokens} are left for the prompt. "
+                "Shorten task.instruction, or raise train.max_length."
+            )
+        return ids, total - sum(len(text) for _, text in cut)
+
+    def messages(self, part: Part, shown: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+        """The question as chat messages."""
+        return [{"role": "user", "content": self.question(part, shown)}]
+
+    def question(self, part: Part, shown: Sequence[tuple[str, str]]) -> str:
+        """The question as text: instruction, answer format where it is shown, named inputs."""
+        blocks = [self.task.instruction]
+        if self.show_schema:
+            blocks.append(describe(part.schema))
+        blocks.append("\n".join(f"{name}: {text}" for name, text in shown))
+        return "\n\n".join(blocks)
+
+    def _prompt_ids(self, part: Part, shown: Sequence[tuple[str, str]]) -> list[int]:
+        if self.style == "completion":
+            return self.codec.completion_prompt(self.question(part, shown) + "\n\n")
+        question = self.question(part, shown)
+        for content in (question, question.strip()):  # many templates trim what they are given
+            if (pieces := self._chat_pieces(content)) is not None:
+                return self.codec.chat_prompt(pieces)
+        raise ModelError(
+            f"{self.codec.tokenizer.name_or_path}: its chat template rewrites what the user says, so the user's text "
+            "cannot be kept apart from control tokens. Use chat_template: completion."
+        )
+
+    def _chat_pieces(self, content: str) -> list[tuple[str, bool]] | None:
+        """The rendered template as (text, trusted) pieces; None if it does not hold `content` as given."""
+        mark = MARK % 1
+        rendered = self._render([{"role": "user", "content": mark}])
+        before, found, after = rendered.partition(mark)
+        if not found or self._render([{"role": "user", "content": content}]) != before + content + after:
+            return None
+        return [(before, True), (content, False), (after, True)]
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self.codec.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def walk(self, part: Part, gold: Any = MISSING) -> Walk:
+        """The walk of a part's answer."""
+        return walk_text(gold) if self.task.free_text else walk(part.schema, gold)
+
+    def writer(self, part: Part, max_text_tokens: int, gold: Any = MISSING) -> Writer:
+        return Writer(self.codec, self.walk(part, gold), max_text_tokens)
+
+    def encode(self, part: Part, example: Example, max_tokens: int | None = None) -> Encoded | None:
+        """One part of an example as training tokens; None if it has no gold answer.
+
+        max_tokens: cut the inputs so that the whole text fits.
+        """
+        gold = self.task.part_answer(part, example)
+        if gold is None:
+            return None
+        writer = self.writer(part, 0, gold)
+        positions: dict[int, tuple[tuple[int, ...] | None, str]] = {}
+        while (decision := writer.need()) is not None:
+            assert decision.gold is not None, "a gold answer decides everything"
+            allowed = None if decision.is_open else tuple(int(i) for i in decision.allowed)
+            positions.setdefault(len(writer.tokens), (allowed, decision.path))
+            writer.take(decision.gold)
+        answer = [*writer.tokens, self.codec.eos]
+        room = None if max_tokens is None else max_tokens - len(answer)
+        prompt, cut = self.prompt(part, example.inputs, room)
+        return Encoded(
+            input_ids=(*prompt, *answer),
+            num_prompt=len(prompt),
+            choices={len(prompt) + at: allowed for at, (allowed, _) in positions.items()},
+            fields={len(prompt) + at: path for at, (_, path) in positions.items()},
+            truncated=cut,
+        )
+
+    def encode_text(self, text: str, max_tokens: int) -> list[Encoded]:
+        """Plain text as language-modelling examples: pieces of at most `max_tokens`, the last with eos."""
+        ids = [*self.codec.completion_prompt(text), self.codec.eos]
+        pieces = [ids[i : i + max_tokens] for i in range(0, len(ids), max_tokens)]
+        return [Encoded(tuple(piece), num_prompt=1) for piece in pieces if len(piece) > 8]
+
+
+def describe(schema: Schema) -> str:
+    """The answer's format for a prompt: JSON with the labels in place of values."""
+    return f"JSON: {_describe(schema)}"
+
+
+def _describe(schema: Schema) -> str:
+    labels = labels_of(schema)
+    if labels is not None:
+        return " | ".join(dumps(label) for label in labels)
+    if "anyOf" in schema:
+        return " | ".join(_describe(branch) for branch in schema["anyOf"])
+    if schema["type"] == "object":
+        inner = ", ".join(f"{dumps(name)}: {_describe(value)}" for name, value in schema["properties"].items())
+        return "{" + inner + "}"
+    if schema["type"] == "array":
+        return f"[{_describe(schema['items'])}, ...]"
+    return {"string": '"..."', "integer": "0", "number": "0.0"}[schema["type"]]
+
+
+def prompt_style(tokenizer: Any, setting: Literal["auto", "chat", "completion"], name: str) -> Style:
+    """The style that a recipe's `chat_template` means for a tokenizer.
+
+    auto: chat where the tokenizer has a template, except for `afina/nano`, whose template few tokens
+    of its pretraining have seen.
+    """
+    if setting != "auto":
+        return setting
+    return "chat" if tokenizer.chat_template and name != "afina/nano" else "completion"

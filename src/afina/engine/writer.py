@@ -1,0 +1,321 @@
+"""One answer as it is written: forced tokens appended, choices asked for, one at a time.
+
+`Writer` is the state machine that training and serving share. `need()` appends all that is forced and
+returns the next `Decision`, or None when the answer is complete; `take(token)` answers it. Serving
+takes the model's favourite among `allowed`; training takes `gold`. So the tokens that are trained are
+the tokens that will be written, by construction.
+
+Borders: each run of forced text, each option and each open value is tokenised by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+
+from afina.core.errors import SchemaError
+from afina.core.schema import Schema, dumps
+from afina.engine.codec import Codec
+from afina.engine.grammar import MAX_ITEMS, Choice, Event, Forced, Open, Walk
+
+# Tokens that a value at its limit may still take before it must close.
+CLOSING_GRACE = 64
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A point where more than one token is possible.
+
+    path: the field it decides. allowed: token ids, ascending. is_open: free text or a number rather
+    than one of finitely many texts. gold: the token to learn, in training.
+    """
+
+    path: str
+    allowed: np.ndarray
+    is_open: bool
+    gold: int | None = None
+
+
+class Writer:
+    """Writes one answer. `tokens` is what stands so far; `text` its text."""
+
+    def __init__(self, codec: Codec, walk: Walk, max_text_tokens: int) -> None:
+        self.codec = codec
+        self.tokens: list[int] = []
+        self.max_text_tokens = max_text_tokens
+        self._walk = walk
+        self._pending: Event | None = None
+        self._state: _ChoiceState | _OpenState | None = None
+        self._queue = self._advance(None)
+
+    @property
+    def text(self) -> str:
+        return self.codec.decode(self.tokens)
+
+    def need(self) -> Decision | None:
+        """The next decision; None when the answer is complete."""
+        while True:
+            if self._state is None:
+                event = self._queue
+                if event is None:
+                    return None
+                if isinstance(event, Forced):
+                    self.tokens += self.codec.answer_text(event.text)
+                    self._queue = self._advance(None)
+                    continue
+                self._begin(event)
+            state = self._state
+            assert state is not None
+            decision = state.need()
+            if decision is None:
+                self._end(state)
+            elif len(decision.allowed) == 1:
+                self.take(int(decision.allowed[0]))
+            else:
+                return decision
+
+    def take(self, token: int) -> bool:
+        """Answer the last decision. False if the token only ended a value and was not written."""
+        assert self._state is not None, "nothing was asked"
+        written = self._state.take(token)
+        if written:
+            self.tokens.append(token)
+        return written
+
+    def _begin(self, event: Choice | Open) -> None:
+        if isinstance(event, Choice) and event.structural:
+            self._state = _ChoiceState(self.codec, event, ())
+            return
+        # What follows does not depend on this value: look at it, to know which tokens end the value.
+        self._queue = self._advance(None)
+        stops = self._first_tokens(self._queue)
+        if isinstance(event, Choice):
+            self._state = _ChoiceState(self.codec, event, stops)
+        else:
+            self._state = _OpenState(self.codec, event, stops, self.max_text_tokens)
+
+    def _end(self, state: _ChoiceState | _OpenState) -> None:
+        if isinstance(state, _ChoiceState) and state.event.structural:
+            self._queue = self._advance(state.chosen)
+        self._state = None
+
+    def _advance(self, answer: int | None) -> Event | None:
+        """The next event, runs of forced text merged into one."""
+        if self._pending is not None:
+            event, self._pending = self._pending, None
+        else:
+            event = self._send(answer)
+        if not isinstance(event, Forced):
+            return event
+        text = event.text
+        while isinstance(following := self._send(None), Forced):
+            text += following.text
+        self._pending = following
+        return Forced(text)
+
+    def _send(self, answer: int | None) -> Event | None:
+        try:
+            return self._walk.send(answer)
+        except StopIteration:
+            return None
+
+    def _first_tokens(self, event: Event | None) -> tuple[int, ...]:
+        """Tokens that show that the value before `event` has ended; the gold one, if known, first."""
+        if event is None:
+            return (self.codec.eos,)
+        if isinstance(event, Forced):
+            return (self.codec.answer_text(event.text)[0],)
+        assert isinstance(event, Choice), "an open value follows a key or a bracket, which is forced"
+        firsts = [self.codec.answer_text(option)[0] for option in event.options]
+        return tuple(dict.fromkeys([*firsts[event.gold or 0 :][:1], *firsts]))
+
+
+class _ChoiceState:
+    """Walks the options' tokens as a trie."""
+
+    def __init__(self, codec: Codec, event: Choice, stops: tuple[int, ...]) -> None:
+        self.event, self.stops = event, stops
+        self._options = [tuple(codec.answer_text(option)) for option in event.options]
+        if len(set(self._options)) != len(self._options):
+            raise SchemaError(f"{event.path!r}: two of {event.options} have the same tokens. Rename a label.")
+        self._at = 0
+        self._live = list(range(len(self._options)))
+        self.chosen: int | None = None
+
+    def need(self) -> Decision | None:
+        if self.chosen is not None:
+            return None
+        ended = [i for i in self._live if len(self._options[i]) == self._at]
+        if ended and len(self._live) == 1:
+            self.chosen = ended[0]
+            return None
+        allowed = {self._options[i][self._at] for i in self._live if i not in ended}
+        if ended:
+            assert self.stops, "what ends a value is known"
+            assert not allowed & set(self.stops), f"{self.event.path}: cannot tell where a value ends"
+            allowed |= set(self.stops)
+        gold = None
+        if self.event.gold is not None:
+            tokens = self._options[self.event.gold]
+            gold = tokens[self._at] if self._at < len(tokens) else self.stops[0]
+        return Decision(self.event.path, np.array(sorted(allowed), dtype=np.int64), False, gold)
+
+    def take(self, token: int) -> bool:
+        following = [i for i in self._live if self._options[i][self._at : self._at + 1] == (token,)]
+        if not following:
+            self.chosen = next(i for i in self._live if len(self._options[i]) == self._at)
+            return False
+        self._live = following
+        self._at += 1
+        if len(following) == 1 and len(self._options[following[0]]) == self._at:
+            self.chosen = following[0]
+        return True
+
+
+class _OpenState:
+    """Free text or a number, kept valid by llguidance; closed when its limit is reached."""
+
+    def __init__(self, codec: Codec, event: Open, stops: tuple[int, ...], max_tokens: int) -> None:
+        self.codec, self.event, self.stops, self.max_tokens = codec, event, stops, max_tokens
+        self._count = 0
+        self._done = False
+        self._matcher = None if event.kind == "text" else _matcher(codec, event)
+        self._gold = None if event.gold is None else codec.answer_text(event.gold) if event.gold else []
+
+    def need(self) -> Decision | None:
+        if self._done:
+            return None
+        if self._matcher is None:
+            allowed = np.append(self.codec.text_ids, self.codec.eos)
+            if self._count >= self.max_tokens and self._gold is None:
+                self._done = True
+                return None
+            return Decision(self.event.path, np.sort(allowed), True, self._gold_token(allowed))
+        if self._matcher.is_stopped():
+            return None
+        allowed = self._grammar_tokens()
+        if self._gold is None and self._count >= self.max_tokens:
+            allowed = self._closing(allowed)
+            if not len(allowed):
+                self._done = True
+                return None
+        return Decision(self.event.path, allowed, True, self._gold_token(allowed))
+
+    def take(self, token: int) -> bool:
+        if self._matcher is None:
+            self._done = token == self.codec.eos
+            self._count += 1
+            return not self._done
+        if token in self.stops and not self._grammar_allows(token):
+            self._done = True
+            return False
+        if not self._matcher.consume_token(token):
+            raise AssertionError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
+        self._count += 1
+        return True
+
+    def _grammar_allows(self, token: int) -> bool:
+        assert self._matcher is not None
+        return self._matcher.validate_tokens([token]) == 1
+
+    def _grammar_tokens(self) -> np.ndarray:
+        """What the grammar allows next; where the value may end, the tokens that show it."""
+        assert self._matcher is not None
+        mask = llguidance.numpy.allocate_token_bitmask(1, self.codec.lexer.vocab_size)
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, mask, 0)
+        if self._matcher.is_error():
+            raise SchemaError(f"{self.event.path!r}: {self._matcher.get_error()}")
+        allowed = np.flatnonzero(np.unpackbits(mask[0].view(np.uint8), bitorder="little")).astype(np.int64)
+        allowed = allowed[~np.isin(allowed, list(self.codec.control_ids | {self.codec.eos}))]
+        if self._matcher.is_accepting():
+            allowed = np.union1d(allowed, np.array(self.stops, dtype=np.int64))
+        return allowed
+
+    def _closing(self, allowed: np.ndarray) -> np.ndarray:
+        """At its limit, the tokens that bring the value to an end soonest; the end itself where it may be."""
+        assert self._matcher is not None
+        if self._matcher.is_accepting():
+            return np.empty(0, dtype=np.int64)
+        if self._count > self.max_tokens + CLOSING_GRACE:
+            raise SchemaError(
+                f"{self.event.path!r}: the value does not end within {self._count} tokens of its pattern or minimum "
+                "length. Raise answer.max_text_tokens, or loosen the schema."
+            )
+        # The end of a string or array, of a time, of a number; "n" completes an escape.
+        for text in ('"', "]", "}", "Z", "0", "n"):
+            ids = self.codec.answer_text(text)
+            if len(ids) == 1 and ids[0] in allowed:
+                return np.array(ids, dtype=np.int64)
+        return allowed
+
+    def _gold_token(self, allowed: np.ndarray) -> int | None:
+        """The next token of the gold text: its own if the grammar allows it, else the longest that fits."""
+        if self._gold is None:
+            return None
+        if self._count < len(self._gold) and self._gold[self._count] in allowed:
+            return self._gold[self._count]
+        if self._count >= len(self._gold):
+            return self.codec.eos if self._matcher is None else self.stops[0]
+        rest = self.codec.lexer.decode_bytes(self._gold[self._count :])
+        fitting = [int(i) for i in allowed if rest.startswith(self.codec.lexer.decode_bytes([int(i)]))]
+        if not fitting:
+            raise SchemaError(f"{self.event.path!r}: the grammar does not allow the text {self.event.gold!r}.")
+        best = max(fitting, key=lambda i: len(self.codec.lexer.decode_bytes([i])))
+        width = len(self.codec.lexer.decode_bytes([best]))
+        rest_ids = (
+            self.codec.answer_text(rest[width:].decode("utf-8", errors="surrogateescape")) if rest[width:] else []
+        )
+        self._gold = [*self._gold[: self._count], best, *rest_ids]
+        return best
+
+
+@lru_cache(maxsize=256)
+def _grammar(schema_text: str) -> str:
+    return llguidance.LLMatcher.grammar_from_json_schema(
+        schema_text, overrides={"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+    )
+
+
+def _matcher(codec: Codec, event: Open) -> llguidance.LLMatcher:
+    """A matcher at the point where the open value begins."""
+    matcher = llguidance.LLMatcher(codec.lexer, _grammar(dumps(_bounded(event.schema))), log_level=0)
+    if matcher.is_error():
+        raise SchemaError(f"{event.path!r}: the grammar cannot be built: {matcher.get_error()}")
+    if event.kind == "string":
+        matcher.consume_tokens(codec.answer_text('"'))
+        if matcher.is_error():
+            raise SchemaError(f"{event.path!r}: no text fits the schema: {matcher.get_error()}")
+    return matcher
+
+
+def _bounded(schema: Schema) -> Schema:
+    """The schema without notes, and with every number between -1e15 and 1e15, where the grammar writes
+    no exponents: 26E10371106 is valid JSON, but infinite to its readers."""
+    kept = {k: v for k, v in schema.items() if k not in ("title", "description")}
+    if "anyOf" in kept:
+        return {**kept, "anyOf": [_bounded(branch) for branch in kept["anyOf"]]}
+    if kept.get("type") == "array":
+        kept["items"] = _bounded(kept["items"])
+        kept.setdefault("maxItems", max(MAX_ITEMS, kept.get("minItems", 0)))
+    if kept.get("type") in ("integer", "number"):
+        if "exclusiveMinimum" not in kept:
+            kept.setdefault("minimum", -(10**15))
+        if "exclusiveMaximum" not in kept:
+            kept.setdefault("maximum", 10**15)
+    return kept
+
+
+def check_grammar(codec: Codec, walks: Sequence[Walk]) -> None:
+    """Build every grammar once, so that a schema that cannot be enforced is refused before any work.
+
+    Raises SchemaError.
+    """
+    for walk in walks:
+        for event in walk:
+            if isinstance(event, Open) and event.kind != "text":
+                _matcher(codec, event)

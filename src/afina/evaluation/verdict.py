@@ -1,0 +1,184 @@
+"""The report in plain words, and as a table for the screen: what the numbers support, and never more.
+
+Comes in: the mapping that `runner.evaluate` makes. Goes out: text. It computes no statistic of its own; a
+difference is called one only where p after Holm's correction is below 0.05.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afina.core.progress import seconds
+from afina.core.task import Task
+from afina.evaluation import statistics
+
+LEVEL = 0.05
+SMALL_TEST = 30  # clusters; below, intervals are too wide to separate systems that are not far apart
+FRIENDLY = {
+    "majority": "the majority answer",
+    "tfidf": "TF-IDF",
+    "zero-shot": "the base model zero-shot",
+}
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mae": "mean absolute error", "exact_match": "exact match"}
+LOWER_IS_BETTER = {"mae"}
+
+
+def verdict(task: Task, report: Mapping[str, Any]) -> str:
+    """A few sentences: are the answers valid, and where is the specialist better, worse, or not shown to differ.
+
+    report: `systems`, `tests`, `num_test` and `num_clusters` of report.json are read.
+    """
+    systems: Sequence[Mapping[str, Any]] = report["systems"]
+    if not systems:
+        return f"No system answered the test of {task.name}, so there is nothing to compare."
+    specialists = [s for s in systems if s["strategy"] == "finetuned"]
+    sentences = [_validity(s, report["num_test"], len(systems) > 1) for s in specialists or systems]
+    if not specialists:
+        sentences.append("No specialist is among the systems, so whether fine-tuning helps cannot be told.")
+    elif len(systems) < 2:
+        sentences.append(
+            "The specialist was compared with no other system, so whether it beats a baseline cannot be told."
+        )
+    tests: Sequence[Mapping[str, Any]] = report["tests"]
+    for pair in dict.fromkeys((test["a"], test["b"]) for test in tests):
+        names = [_who(systems, name, len(specialists) > 1) for name in pair]
+        sentences.append(_comparison(names[0], names[1], [t for t in tests if (t["a"], t["b"]) == pair]))
+    sentences += _limits(tests, report["num_clusters"])
+    return " ".join(sentences)
+
+
+def _validity(system: Mapping[str, Any], num_test: int, named: bool) -> str:
+    whose = f" of {system['name']}" if named and system["strategy"] != "finetuned" else ""
+    return f"{_percent(system['valid_rate'])} of {num_test} answers{whose} are valid."
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that 100 % means all of them."""
+    tenths = math.floor(share * 1000 + 1e-9) / 10
+    return f"{tenths:.0f} %" if tenths == int(tenths) else f"{tenths:.1f} %"
+
+
+def _who(systems: Sequence[Mapping[str, Any]], name: str, several: bool) -> str:
+    strategy = next(s["strategy"] for s in systems if s["name"] == name)
+    alike = sum(s["strategy"] == strategy for s in systems) > 1
+    if strategy == "finetuned":
+        return f"the specialist {name}" if several else "the specialist"
+    return name if alike else FRIENDLY.get(strategy, name)
+
+
+def _comparison(a: str, b: str, tests: Sequence[Mapping[str, Any]]) -> str:
+    better = [t for t in tests if t["p_holm"] < LEVEL and _gain(t) > 0]
+    worse = [t for t in tests if t["p_holm"] < LEVEL and _gain(t) < 0]
+    unclear = [t for t in tests if t not in better and t not in worse]
+    clauses = []
+    if better:
+        clauses.append(f"is better than {b} on {_places(better, _significant)}")
+    if worse:
+        clauses.append(f"is worse than {b} on {_places(worse, _significant)}")
+    text = f"{a[0].upper()}{a[1:]} {' and '.join(clauses)}" if clauses else ""
+    if unclear:
+        open_question = f"no difference from {b} shown on {_places(unclear, _undecided)}"
+        text = f"{text}; {open_question}" if text else f"{open_question[0].upper()}{open_question[1:]}"
+    return f"{text}."
+
+
+def _gain(test: Mapping[str, Any]) -> float:
+    return -test["difference"] if test["metric"] in LOWER_IS_BETTER else test["difference"]
+
+
+def _places(tests: Sequence[Mapping[str, Any]], describe: Any) -> str:
+    """Fields in order, each with its metrics: "polaridade (...; ...) and emocao (...)"."""
+    fields: dict[str, list[str]] = {}
+    for test in tests:
+        name = "the whole answer" if test["metric"] == "exact_match" else test["field"]
+        fields.setdefault(name, []).append(describe(test))
+    listed = [f"{name} ({'; '.join(found)})" for name, found in fields.items()]
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def _significant(test: Mapping[str, Any]) -> str:
+    return f"{METRICS[test['metric']]} {_signed(test['difference'])}, p = {_p(test['p_holm'])}"
+
+
+def _undecided(test: Mapping[str, Any]) -> str:
+    low, high = test["ci"]
+    return (
+        f"{METRICS[test['metric']]} {_signed(test['difference'])}, 95 % interval {_signed(low)} to {_signed(high)}, "
+        f"p = {_p(test['p_holm'])}"
+    )
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}" if abs(value) < 100 else f"{value:+.4g}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def _p(value: float) -> str:
+    """Never rounded across the level: 0.0496 is not 0.05."""
+    if value < 0.001:
+        return f"{value:.4f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def _limits(tests: Sequence[Mapping[str, Any]], num_clusters: int) -> list[str]:
+    """What the size of the test keeps from being told."""
+    sentences = []
+    if tests:
+        sentences.append(
+            f"p values are corrected for all {len(tests)} comparisons (Holm)."
+            if len(tests) > 1
+            else "p is of the one comparison made."
+        )
+        least_p = max(2.0 ** (1 - num_clusters), 1 / (1 + statistics.NUM_PERMUTATIONS))
+        if least_p * len(tests) >= LEVEL:
+            sentences.append(
+                f"With {num_clusters} independent test items, hardly any difference could reach p < {LEVEL}: who is "
+                "better cannot be told from this test."
+            )
+            return sentences
+    if num_clusters < SMALL_TEST:
+        sentences.append(
+            f"The test has only {num_clusters} independent items, so small differences cannot be told from chance."
+        )
+    return sentences
+
+
+# -- the table --------------------------------------------------------------------------------------
+
+
+def verdict_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row per system, column title -> text, the same titles in every row.
+
+    Per group: accuracy (open numbers: mean absolute error) with its 95 % interval, and macro-F1 where there are
+    labels. Then exact match, valid, median latency, answers per second, training time.
+    """
+    rows = []
+    for system in report["systems"]:
+        row = {"system": system["name"]}
+        for group in report["groups"]:
+            entry = system["fields"][group]
+            shown = ("mae",) if entry["kind"] == "number" else ("accuracy", "macro_f1")
+            for metric in shown:
+                if metric in entry:
+                    interval = metric != "macro_f1"
+                    row[f"{group} {METRICS[metric]}"] = _cell(entry, metric, interval)
+        row["exact match"] = _cell(system, "exact_match", True)
+        row["valid"] = _percent(system["valid_rate"])
+        row["p50"] = _short(system["latency_p50_s"])
+        row["answers/s"] = (
+            f"{system['answers_per_s']:,.3g}" if system["answers_per_s"] < 1000 else (f"{system['answers_per_s']:,.0f}")
+        )
+        row["training"] = seconds(system["train_seconds"]) if system["train_seconds"] else "-"
+        rows.append(row)
+    return rows
+
+
+def _cell(entry: Mapping[str, Any], metric: str, interval: bool) -> str:
+    low, high = entry[f"{metric}_ci"]
+    return f"{entry[metric]:.2f} [{low:.2f}, {high:.2f}]" if interval else f"{entry[metric]:.2f}"
+
+
+def _short(duration_s: float) -> str:
+    return f"{duration_s * 1000:.2g} ms" if duration_s < 0.1 else f"{duration_s:.2f} s"

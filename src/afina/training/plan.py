@@ -1,0 +1,148 @@
+"""What a training would take, said before it runs: parameters, memory by part, steps, tokens, time.
+
+Comes in: settings, model facts, example lengths, the machine, and if wanted the measured seconds of a step. Goes
+out: a `Plan` for screen and JSON, with what would fit when this does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from afina.core.errors import MachineError
+from afina.core.progress import seconds, size
+from afina.training.facts import ModelFacts
+from afina.training.machine import Machine
+from afina.training.memory import FORMULA, estimate, num_trainable
+from afina.training.planner import USABLE
+from afina.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """memory_bytes: by part, with their sum as "peak". tokens: read in the whole run.
+
+    estimated_s: steps x measured seconds per step; None when no step was measured. advice: what would fit;
+    empty when the plan does.
+    """
+
+    base_model: str
+    finetuning_type: str
+    quantisation: str
+    parameters: int
+    trainable_parameters: int
+    memory_bytes: dict[str, int]
+    available_bytes: int
+    disk_bytes: int
+    steps: int
+    epochs: float
+    tokens: int
+    seconds_per_step: float | None
+    estimated_s: float | None
+    formula: str
+    fits: bool
+    advice: str
+    notes: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        share = 100 * self.trainable_parameters / self.parameters
+        found = [
+            f"base model            {self.base_model}, weights in {self.quantisation}"
+            if self.quantisation != "none"
+            else f"base model            {self.base_model}",
+            f"parameters            {self.parameters:,}",
+            f"trainable parameters  {self.trainable_parameters:,} ({share:.1f} %, {self.finetuning_type})",
+            f"memory, estimated     {size(self.memory_bytes['peak'])} of {size(self.available_bytes)} free",
+        ]
+        found += [f"  {k.replace('_', ' '):<20}{size(v)}" for k, v in self.memory_bytes.items() if k != "peak" and v]
+        found += [
+            f"  formula: {self.formula}",
+            f"disk                  {size(self.disk_bytes)} for two checkpoints and the result",
+            f"steps                 {self.steps:,} updates, {self.epochs:g} epochs, {self.tokens:,} tokens",
+        ]
+        if self.estimated_s is not None:
+            found.append(
+                f"time, estimated       {seconds(self.estimated_s)} "
+                f"({self.steps:,} x {self.seconds_per_step:.2f} s measured here, evaluations not counted)"
+            )
+        found += [f"note: {n}" for n in self.notes]
+        found.append("fits: yes" if self.fits else f"fits: no. {self.advice}")
+        return found
+
+
+def plan(
+    settings: Settings,
+    facts: ModelFacts,
+    lengths: Sequence[int],
+    machine: Machine,
+    seconds_per_step: float | None = None,
+) -> Plan:
+    """The plan of a training. lengths: tokens of each training example."""
+    memory = estimate(settings, facts, lengths)
+    trainable = num_trainable(settings, facts)
+    epochs = settings.total_steps / -(-len(lengths) // settings.effective_batch)
+    moments = 2 if settings.optim.endswith("8bit") else 8
+    disk = 2 * trainable * (4 + moments) + 4 * trainable
+    enough_memory = memory.peak <= machine.training_bytes * USABLE
+    enough_disk = disk <= machine.disk_free_bytes
+    advice = "" if enough_memory else _advice(settings, facts, lengths, machine)
+    if not enough_disk:
+        advice += f" The disk needs {size(disk)}, {size(machine.disk_free_bytes)} are free. Choose another output_dir."
+    return Plan(
+        base_model=settings.base_model,
+        finetuning_type=settings.finetuning_type,
+        quantisation=settings.quantisation,
+        parameters=facts.num_parameters,
+        trainable_parameters=trainable,
+        memory_bytes={**asdict(memory), "peak": memory.peak},
+        available_bytes=machine.training_bytes,
+        disk_bytes=disk,
+        steps=settings.total_steps,
+        epochs=round(epochs, 2),
+        tokens=int(sum(lengths) * epochs),
+        seconds_per_step=seconds_per_step,
+        estimated_s=None if seconds_per_step is None else seconds_per_step * settings.total_steps,
+        formula=FORMULA,
+        fits=enough_memory and enough_disk,
+        advice=advice.strip(),
+        notes=settings.notes,
+        settings=settings.to_json(),
+    )
+
+
+def require_fit(found: Plan) -> None:
+    """Raise MachineError, saying what would fit, unless the plan does."""
+    if not found.fits:
+        raise MachineError(
+            f"{found.base_model}: training would need about {size(found.memory_bytes['peak'])}, "
+            f"{size(found.available_bytes)} are free. {found.advice}"
+        )
+
+
+def _advice(settings: Settings, facts: ModelFacts, lengths: Sequence[int], machine: Machine) -> str:
+    """The mildest change that fits, tried in order of what it costs the result."""
+    room = machine.training_bytes * USABLE
+    small = replace(settings, per_device_train_batch_size=1)
+    checkpointed = replace(small, gradient_checkpointing=True)
+    lora = replace(checkpointed, finetuning_type="lora", weights_dtype=settings.compute_dtype)
+    attempts = [
+        ("train.per_device_train_batch_size=1", small),
+        ("train.per_device_train_batch_size=1 train.gradient_checkpointing=true", checkpointed),
+    ]
+    prefix = "train.per_device_train_batch_size=1 train.gradient_checkpointing=true"
+    if settings.finetuning_type == "full":
+        prefix += " train.finetuning_type=lora"
+        attempts.append((prefix, lora))
+    if settings.quantisation != "4bit" and machine.bitsandbytes:
+        attempts.append((prefix + " train.load_in_4bit=true", replace(lora, quantisation="4bit")))
+    for change, attempt in attempts:
+        if estimate(attempt, facts, lengths).peak <= room:
+            return f"This would fit: {change}."
+    least = estimate(attempts[-1][1], facts, lengths).peak
+    return f"Nothing fits: even {attempts[-1][0]} needs {size(least)}. Choose a smaller base_model or train.max_length."

@@ -1,0 +1,230 @@
+"""Every `auto` of the recipe resolved for this model, this data and this machine, with the reasons.
+
+Comes in: the train section, what the model is, how long the examples are, what the machine can do. Goes out:
+`Settings` without any `auto`, and one note for each wish that cannot hold here. It loads no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from afina.core.config import AdaptConfig, TrainConfig
+from afina.core.errors import RecipeError
+from afina.engine.loader import Quantisation
+from afina.training.facts import ModelFacts
+from afina.training.machine import Machine
+from afina.training.memory import estimate
+from afina.training.settings import Settings
+
+FULL_BELOW = 50_000_000  # parameters; below this a rank-16 adapter learned less than all weights (docs/findings.md)
+EFFECTIVE_BATCH = 16  # examples per update
+EVALUATIONS = 10  # per run, when eval_steps is auto
+USABLE = 0.9  # share of the free memory that a plan may fill
+
+
+def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machine: Machine) -> Settings:
+    """Settings for training `facts` on examples of these lengths (tokens) on this machine.
+
+    Raises RecipeError where the model cannot do what the recipe says.
+    """
+    notes: list[str] = []
+    _check(train, facts, lengths)
+    compute = _compute_dtype(train, machine, notes)
+    kind = _finetuning_type(train, facts, machine, notes)
+    quantisation = _quantisation(train, facts, machine, kind, compute, notes)
+    compute_4bit = train.bnb_4bit_compute_dtype if train.bnb_4bit_compute_dtype != "auto" else compute
+    if quantisation == "4bit" and compute_4bit == "bfloat16" and compute != "bfloat16":
+        notes.append(f"bnb_4bit_compute_dtype: bfloat16 is not in this machine's hardware; {compute} is used.")
+        compute_4bit = compute
+    batch, accumulation = _batch(train)
+    settings = Settings(
+        base_model=train.base_model,
+        revision=train.revision,
+        finetuning_type=kind,
+        quantisation=quantisation,
+        bnb_4bit_quant_type=train.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=train.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=compute_4bit,
+        compute_dtype=compute,
+        weights_dtype="float32" if kind == "full" else compute,
+        device=machine.device,
+        lora_r=train.lora_r,
+        lora_alpha=train.lora_alpha,
+        lora_dropout=train.lora_dropout,
+        lora_target_modules=tuple(train.lora_target_modules),
+        use_dora=train.use_dora,
+        use_rslora=train.use_rslora,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        learning_rate=train.learning_rate
+        if train.learning_rate != "auto"
+        else auto_learning_rate(kind, facts.num_parameters),
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_ratio=0.0 if train.lr_scheduler_type == "constant" else train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=_optimizer(train, machine, notes),
+        max_length=train.max_length,
+        packing=(not train.group_by_length) if train.packing == "auto" else train.packing,
+        group_by_length=train.group_by_length,
+        loss_on=train.loss_on,
+        gradient_checkpointing=train.gradient_checkpointing is True,
+        logging_steps=train.logging_steps,
+        eval_steps=1,
+        early_stopping_patience=train.early_stopping_patience,
+        total_steps=1,
+    )
+    if train.learning_rate == "auto":
+        notes.append(f"learning_rate: {settings.learning_rate:.1e}, by size and finetuning_type {kind}.")
+    room = machine.training_bytes * USABLE
+
+    def fits(candidate: Settings) -> bool:
+        return estimate(candidate, facts, lengths).peak <= room
+
+    settings = _make_fit(settings, train, fits, notes)
+    return _with_steps(replace(settings, notes=tuple(notes)), len(lengths), train.eval_steps)
+
+
+def adapt_settings(settings: Settings, adapt: AdaptConfig, num_examples: int) -> Settings:
+    """Settings of plain language modelling on unlabelled text, before the task is learned."""
+    changed = replace(
+        settings,
+        num_train_epochs=adapt.num_train_epochs,
+        max_steps=None,
+        learning_rate=adapt.learning_rate,
+        loss_on="completion",
+        early_stopping_patience=None,
+        notes=(),
+    )
+    return _with_steps(changed, num_examples, "auto")
+
+
+def auto_learning_rate(kind: str, num_parameters: int) -> float:
+    """Peak rate. LoRA: 2e-4 (QLoRA, arXiv:2305.14314). Full: 5e-4 at 10 M parameters, falling with the square
+    root of the size (1.4e-4 at 135 M, 5e-5 at 1 B), at most 1e-3 and at least 1e-5."""
+    if kind == "lora":
+        return 2e-4
+    return float(f"{min(1e-3, max(1e-5, 5e-4 * math.sqrt(10e6 / num_parameters))):.2g}")
+
+
+def _check(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int]) -> None:
+    if not lengths:
+        raise RecipeError("There is no training example left. See rejected.jsonl for the reasons.")
+    if train.eval_steps != "auto" and train.eval_steps < 1:
+        raise RecipeError(f"train.eval_steps is {train.eval_steps}, expected at least 1, or auto.")
+    if facts.context and train.max_length > facts.context and max(lengths) > facts.context:
+        raise RecipeError(
+            f"train.max_length is {train.max_length} and an example has {max(lengths)} tokens, but {facts.name} reads "
+            f"at most {facts.context}. Set train.max_length: {facts.context} or less."
+        )
+    if facts.stored != "none" and train.finetuning_type == "full":
+        raise RecipeError(
+            f"train.finetuning_type: full cannot train {facts.name}, whose weights are stored in {facts.stored}. "
+            "Use finetuning_type: lora, or the unquantised model."
+        )
+    if train.finetuning_type != "full":
+        facts.num_adapter(train.lora_r, list(train.lora_target_modules))
+
+
+def _compute_dtype(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
+    if train.bf16 is False:
+        return "float32"
+    if machine.bf16:
+        return "bfloat16"
+    nearest = "float16" if machine.gpus and machine.gpus[0].capability >= (7, 0) else "float32"
+    notes.append(f"bf16: not in this machine's hardware; {nearest} is used.")
+    return nearest
+
+
+def _finetuning_type(train: TrainConfig, facts: ModelFacts, machine: Machine, notes: list[str]) -> str:
+    if train.finetuning_type != "auto":
+        return train.finetuning_type
+    adapter_keys = sorted(
+        k for k in train.model_fields_set if k.startswith("lora_") or k in ("use_dora", "use_rslora", "load_in_8bit")
+    )
+    if train.load_in_4bit is True or train.load_in_8bit or facts.stored != "none":
+        return "lora"
+    if adapter_keys:
+        notes.append(f"finetuning_type: lora, because {adapter_keys[0]} is set.")
+        return "lora"
+    needed = 16 * facts.num_parameters  # float32 weights, gradients and two moments
+    if facts.num_parameters < FULL_BELOW and needed < machine.training_bytes * USABLE / 2:
+        notes.append(
+            f"finetuning_type: full, because {facts.num_parameters / 1e6:.1f} M parameters fit; a tiny model learns more so."
+        )
+        return "full"
+    reason = "memory is short" if facts.num_parameters < FULL_BELOW else "the model is large enough for it"
+    notes.append(f"finetuning_type: lora, because {reason}.")
+    return "lora"
+
+
+def _quantisation(
+    train: TrainConfig, facts: ModelFacts, machine: Machine, kind: str, compute: str, notes: list[str]
+) -> Quantisation:
+    wanted: Quantisation = "4bit" if train.load_in_4bit is True else "8bit" if train.load_in_8bit else "none"
+    if facts.stored != "none":
+        if wanted not in ("none", facts.stored) or train.load_in_4bit is False:
+            notes.append(f"{facts.name} is stored in {facts.stored}, and is trained as it is stored.")
+        return facts.stored
+    if wanted == "none" and train.load_in_4bit == "auto" and kind == "lora":
+        weights = facts.num_parameters * (4 if compute == "float32" else 2)
+        if weights > machine.training_bytes * USABLE * 0.6 and machine.bitsandbytes:
+            notes.append("load_in_4bit: true, because the weights would otherwise leave no memory to train in.")
+            return "4bit"
+    if wanted != "none" and not machine.bitsandbytes:
+        notes.append(f"load_in_{wanted}: bitsandbytes is not usable here; the weights stay in {compute}.")
+        return "none"
+    if wanted != "none" and not machine.gpus:
+        notes.append(f"load_in_{wanted}: works on this CPU, but slower than without (it saves memory only).")
+    return wanted
+
+
+def _batch(train: TrainConfig) -> tuple[int, int]:
+    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if batch == "auto" and accumulation == "auto":
+        return EFFECTIVE_BATCH, 1
+    if batch == "auto":
+        return max(1, EFFECTIVE_BATCH // int(accumulation)), int(accumulation)
+    if accumulation == "auto":
+        return batch, max(1, EFFECTIVE_BATCH // batch)
+    return batch, accumulation
+
+
+def _optimizer(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
+    if train.optim == "adamw_torch" or (machine.gpus and machine.bitsandbytes):
+        return train.optim
+    notes.append(f"optim: {train.optim} needs a CUDA device and bitsandbytes; adamw_torch is used.")
+    return "adamw_torch"
+
+
+def _make_fit(settings: Settings, train: TrainConfig, fits: Any, notes: list[str]) -> Settings:
+    """Smaller micro-batches first (same updates, no cost), then checkpointing (a third slower), where auto allows."""
+    asked = settings
+    may_batch = train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps == "auto"
+    while may_batch and not fits(settings) and settings.per_device_train_batch_size > 1:
+        settings = replace(
+            settings,
+            per_device_train_batch_size=settings.per_device_train_batch_size // 2,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps * 2,
+        )
+    if settings != asked and fits(settings):
+        notes.append(
+            f"per_device_train_batch_size: {settings.per_device_train_batch_size} x "
+            f"{settings.gradient_accumulation_steps} accumulated, to fit the memory."
+        )
+    if not fits(settings) and train.gradient_checkpointing == "auto":
+        settings = replace(settings, gradient_checkpointing=True)
+        notes.append("gradient_checkpointing: true, to fit the memory; about a third slower.")
+    return settings
+
+
+def _with_steps(settings: Settings, num_examples: int, eval_steps: int | str) -> Settings:
+    per_epoch = math.ceil(num_examples / settings.effective_batch)
+    total = settings.max_steps or max(1, math.ceil(settings.num_train_epochs * per_epoch))
+    every = eval_steps if isinstance(eval_steps, int) else max(1, round(total / EVALUATIONS))
+    return replace(settings, total_steps=total, eval_steps=min(every, total))
