@@ -18,12 +18,12 @@ def nll(logits: list[np.ndarray], chosen: list[int], temperature: float) -> floa
 @pytest.mark.parametrize("truth", [0.4, 1.0, 3.0])
 def test_recovers_a_known_temperature(truth: float) -> None:
     rng = np.random.default_rng(0)
-    logits = [rng.normal(scale=3, size=int(rng.integers(2, 9))) for _ in range(4_000)]
+    logits = [rng.normal(scale=3, size=int(rng.integers(2, 9))) for _ in range(2_000)]
     chosen = [int(rng.choice(len(z), p=softmax(z / truth))) for z in logits]
     found = fit_temperature(logits, chosen)
-    assert found == pytest.approx(truth, rel=0.1)  # the estimate's own error at 4,000 decisions is near 3 %
-    grid = np.geomspace(0.05, 20, 2_000)
-    assert nll(logits, chosen, found) <= min(nll(logits, chosen, t) for t in grid[::40]) + 1e-9
+    assert found == pytest.approx(truth, rel=0.15)  # the estimate's own error at 2,000 decisions is near 4 %
+    grid = np.geomspace(0.05, 20, 12)
+    assert nll(logits, chosen, found) <= min(nll(logits, chosen, t) for t in grid) + 1e-9
 
 
 @settings(max_examples=50, deadline=None)

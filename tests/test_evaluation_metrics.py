@@ -102,7 +102,7 @@ def test_absent_optional_value_is_a_label() -> None:
 
 def test_equal_parts_are_pooled_and_equal_names_are_told_apart() -> None:
     kinds = {"f": {"k": ["a", "b"]}, "g": {"k": ["a", "b"]}, "h": {"k": ["c", "d"]}, "i": {"k": ["c", "d"]}}
-    task = make_task(kinds, part_inputs={name: (("s", "x"),) for name in kinds})
+    task = make_task(kinds, part_inputs=dict.fromkeys(kinds, (("s", "x"),)))
     fields, groups = metrics.units(task)
     assert [unit.name for unit in fields] == ["f.k", "g.k", "h.k", "i.k"]
     assert [unit.name for unit in groups] == ["k (f.k…)", "k (h.k…)"]

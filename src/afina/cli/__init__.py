@@ -123,11 +123,9 @@ def predict(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Overwrite an existing output.")] = False,
 ) -> None:
     """Answer every row of a table; killed, the same command continues."""
-    from afina import pipeline
+    from afina.answering import predict_file
 
-    count, failed = pipeline.predict_file(
-        run, source, output, id_column=id_column, batch_size=batch_size, overwrite=yes
-    )
+    count, failed = predict_file(run, source, output, id_column=id_column, batch_size=batch_size, overwrite=yes)
     print(f"{count} rows answered, {failed} with an error (column 'error' says why): {output}")
 
 

@@ -29,7 +29,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"split: {shown}")
     lines.append(
         f"leakage: {leakage['pairs']} pairs above {leakage['threshold']} cross the split; the most alike of train and "
-        f"test found have similarity {leakage['highest_similarity']['train-test']:.2f}; "
+        f"test found have similarity {leakage['highest_similarity']['train-test']:.3f}; "
         f"{_rows(leakage['removed'])} removed for it"
     )
     for group, labels in report["labels"].items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,32 +32,34 @@ class RowError(Exception):
 
 
 class LabelMap(Mapping[str, Any]):
-    """data.labels of one field: by text, then without regard to case; 1.0 finds "1"."""
+    """data.labels of one field, without regard to case; 1.0 finds "1".
 
-    def __init__(self, labels: Mapping[str, Any]) -> None:
-        self._exact = dict(labels)
-        self._folded = {text.strip().casefold(): label for text, label in labels.items()}
+    layers: the most specific mapping last; it wins.
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]]) -> None:
+        self._found: dict[str, Any] = {}
+        for layer in layers:
+            self._found |= {text.strip().casefold(): label for text, label in layer.items()}
 
     def __getitem__(self, text: str) -> Any:
-        if text in self._exact:
-            return self._exact[text]
         folded = text.strip().casefold()
-        return self._folded[folded if folded in self._folded else folded.removesuffix(".0")]
+        for key in (folded, folded.removesuffix(".0")):
+            if key in self._found:
+                return self._found[key]
+        raise KeyError(text)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._exact)
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._exact)
+        return len(self._found)
 
 
 def field_labels(data: DataConfig, path: str) -> LabelMap:
     """The label mapping of a field: '*', then its last name, then its full path, the later winning."""
     last = path.rpartition(".")[2]
-    merged: dict[str, Any] = {}
-    for key in dict.fromkeys(("*", last, path)):
-        merged |= data.labels.get(key, {})
-    return LabelMap(merged)
+    return LabelMap([data.labels.get(key, {}) for key in dict.fromkeys(("*", last, path))])
 
 
 def is_blank(value: Any) -> bool:
@@ -113,6 +115,13 @@ def find_answers(path: Path, table: Table, task: Task, data: DataConfig) -> Answ
             raise DataError(
                 f"data.columns: {name!r} is no field of the answer. Fields are {sorted(known - {''})}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+    names = known | {path.rpartition(".")[2] for path in known} | {"*"}
+    for name in data.labels:
+        if name not in names:
+            raise DataError(
+                f"data.labels: {name!r} is no field of the answer, so it has no effect. "
+                f"Expected one of {sorted(names - {''})}."
             )
     if task.output.get("type") != "object":
         column = _whole_column(path, table, data, task)

@@ -106,8 +106,8 @@ class ShingleIndex:
         self._lsh.insert(key, signature, check_duplication=False)
 
     def candidates(self, signature: MinHash) -> list[tuple[int, Any]]:
-        """Keys that may be similar, in increasing order."""
-        return sorted(self._lsh.query(signature))  # type: ignore[arg-type]
+        """Keys that may be similar, in no order: nothing that is made of them depends on it."""
+        return self._lsh.query(signature)  # type: ignore[return-value]
 
 
 class Components:

@@ -139,7 +139,7 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     if kind == "parquet":
-        schema: dict[str, Any] = {name: polars.String for name in PREDICTION_COLUMNS}
+        schema: dict[str, Any] = dict.fromkeys(PREDICTION_COLUMNS, polars.String)
         with atomic_file(path, "wb") as file:
             polars.DataFrame(flat, schema=schema).write_parquet(file)
         return

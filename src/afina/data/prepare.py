@@ -21,7 +21,7 @@ from afina.core.progress import Progress, progress
 from afina.core.storage import ensure_folder, read_json, read_jsonl, write_json, write_jsonl
 from afina.core.task import Task
 from afina.data.account import summary_lines
-from afina.data.dedupe import Duplicates, describe_duplicates, find_duplicates, across_splits
+from afina.data.dedupe import Duplicates, across_splits, describe_duplicates, find_duplicates
 from afina.data.examples import Examples, read_examples
 from afina.data.split import SPLITS, check_labels, label_table, split_by_cluster
 from afina.data.table import Rejection, count_kinds, name_some

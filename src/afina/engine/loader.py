@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from importlib import resources
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +197,8 @@ def load_spec(spec: BaseSpec, device: str | None = None) -> LoadedModel:
     device = device or default_device()
     stored = stored_quantisation(config)
     options: dict[str, Any] = {}
+    if stored != "none" or spec.quantisation != "none":
+        getLogger("bitsandbytes").setLevel(ERROR)  # it says at every 8-bit product that it casts
     if stored == "none" and spec.quantisation != "none":
         options["quantization_config"] = _bnb_config(spec)
     with quiet(), explain(spec.name):

@@ -236,7 +236,8 @@ def _details(coded: Coded) -> dict[str, Any]:
         "reliability": metrics.reliability(confidence, right) if stated.any() else [],
     }
     if coded.labels:
-        details["per_label"] = metrics.per_label(coded)
+        rows = metrics.per_label(coded)
+        details["per_label"] = {str(row.pop("label")): row for row in rows}
     if coded.unit.kind == "label":
         details["confusion"] = metrics.confusion(coded)
     if coded.unit.kind == "labels":

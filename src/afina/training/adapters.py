@@ -137,12 +137,13 @@ def merge(source: Path | LoadedModel, device: str | None = None) -> LoadedModel:
             raise ModelError("An adapter on quantised weights is merged from its folder. Pass the specialist's folder.")
         source.model = source.model.merge_and_unload()
         return source
-    place, spec = weights_folder(source), specialist_spec(source)
+    # In float32: rounding W + BA to bfloat16 costs a few per cent of a logit. Who exports it may round it.
+    place, spec = weights_folder(source), replace(specialist_spec(source), dtype="float32")
     if not (place / "adapter_config.json").exists():
-        return load_specialist(place, device)
+        return load_specialist(place, device, dtype=spec.dtype)
     base = load_spec(spec, device)
     if base.quantisation != "none":
         with quiet():
-            base.model = base.model.dequantize(dtype=getattr(torch, spec.dtype))
+            base.model = base.model.dequantize(dtype=torch.float32)
     merged = attach_adapter(base, place)
     return LoadedModel(merged.model.merge_and_unload(), base.tokenizer, replace(spec, quantisation="none"))

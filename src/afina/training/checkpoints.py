@@ -65,7 +65,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         except OSError:
             raise
         except Exception as error:
-            if any(text in str(error) for text in ("No space left", "os error 28", "PytorchStreamWriter", "File too large")):
+            if any(
+                text in str(error) for text in ("No space left", "os error 28", "PytorchStreamWriter", "File too large")
+            ):
                 raise MachineError(
                     f"{path}: cannot write: the disk is full. Free some space, then give the same command again: it "
                     "continues from the checkpoint before. Nothing half-written was left."

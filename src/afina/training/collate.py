@@ -123,7 +123,9 @@ def collate(rows: Sequence[Sequence[Encoded]], loss_on: str, pad_token_id: int) 
         source_N=torch.tensor(source, dtype=torch.int64),
         target_N=torch.tensor(target, dtype=torch.int64),
         finite_M=torch.tensor(finite, dtype=torch.int64),
-        allowed_MK=torch.tensor([[*a, *[-1] * (most - len(a))] for a in allowed], dtype=torch.int64).view(len(allowed), most),
+        allowed_MK=torch.tensor([[*a, *[-1] * (most - len(a))] for a in allowed], dtype=torch.int64).view(
+            len(allowed), most
+        ),
         num_tokens=sum(len(e.input_ids) for row in rows for e in row),
     )
 

@@ -41,9 +41,7 @@ def logits_short(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
     """logits_NV through the model's own forward, for heads that do more than a product (Gemma's soft cap)."""
-    logits_BTV = unwrap(model)(
-        input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False
-    ).logits
+    logits_BTV = unwrap(model)(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
     return logits_BTV.flatten(0, 1)[batch.source_N]
 
 

@@ -67,7 +67,11 @@ def estimate(settings: Settings, facts: ModelFacts, lengths: Sequence[int]) -> M
         # PEFT's preparation holds what is not quantised in float32
         rest = (facts.num_parameters - linear) * 4
     elif settings.quantisation == "8bit":
-        held, overhead, rest = linear, 4 * sum(a for a, _ in facts.linears.values()), (facts.num_parameters - linear) * 4
+        held, overhead, rest = (
+            linear,
+            4 * sum(a for a, _ in facts.linears.values()),
+            (facts.num_parameters - linear) * 4,
+        )
     else:
         held, overhead, rest = 0, 0, facts.num_parameters * weight_bytes
     if settings.finetuning_type == "full" and compute_bytes < 4:

@@ -1,0 +1,38 @@
+# make demo | make test | make check | make nano
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format nano clean
+
+demo: $(STAMP)            ## the main job with the embedded model on the embedded data
+	$(BIN)/afina demo --output-dir runs/demo --yes
+
+test: $(STAMP)            ## all tests
+	$(BIN)/pytest
+
+check: $(STAMP)           ## the quick loop: format, lint, types, layers, fast tests
+	$(BIN)/ruff format --check src tests pretraining
+	$(BIN)/ruff check src tests pretraining
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow and not gpu and not shared"
+
+format: $(STAMP)
+	$(BIN)/ruff format src tests pretraining
+	$(BIN)/ruff check --fix src tests pretraining
+
+nano: $(STAMP)            ## pretrain the embedded model (about an hour on two cores)
+	$(BIN)/python pretraining/train.py --data $${AFINA_SHARED:-../shared/data}/pretrain --out build/nano
+
+clean:
+	rm -rf $(VENV) build runs
+
+# torch first and pinned: on a machine without a GPU a looser range pulls gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

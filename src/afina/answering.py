@@ -1,0 +1,90 @@
+"""A specialist and a table in, a table of answers out: one row per row, in order, nothing lost.
+
+Answers are kept in a file beside the output as they come, so that a killed job continues; the output
+appears when all are there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from afina.core.errors import DataError
+from afina.core.predictor import Prediction
+from afina.core.progress import progress
+from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest
+from afina.data.examples import read_inputs
+from afina.data.formats import prediction_format, write_predictions
+from afina.strategies.finetuned import Specialist
+
+BATCHES = 4  # batches answered between two writes
+
+
+def predict_file(
+    run: Path,
+    source: Path,
+    output: Path,
+    *,
+    id_column: str | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Answer every row of a table; returns (rows, rows with an error).
+
+    Raises DataError (table, output), RunError or ModelError (specialist), MachineError (disk).
+    """
+    prediction_format(output)
+    if output.exists() and not overwrite:
+        raise DataError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite it.")
+    ensure_folder(output.parent)
+    specialist = Specialist.load(run, batch_size=batch_size)
+    rows = read_inputs(source, specialist.task, id_column)
+    manifest = specialist.manifest
+    key = digest([file_digest(source), manifest.fingerprint, manifest.recipe_hash, manifest.data_hash, id_column])
+    partial = output.with_name(f".{output.name}.partial.jsonl")
+    done = read_partial(partial, key)
+    if done:
+        print(f"continuing after {len(done)} rows", file=sys.stderr)
+    step = specialist.predictor.batch_size * BATCHES
+    with (
+        explain_write_errors(partial),
+        progress("predict", len(rows)) as bar,
+        partial.open("a", encoding="utf-8") as file,
+    ):
+        bar.advance(len(done))
+        if not done:
+            file.write(json.dumps({"key": key}) + "\n")
+        for start in range(len(done), len(rows), step):
+            chunk = rows[start : start + step]
+            answers = specialist.predict([row.inputs for row in chunk])
+            for row, answer in zip(chunk, answers, strict=True):
+                found = _row(row.id, answer if row.problem is None else Prediction(error=row.problem))
+                done.append(found)
+                file.write(json.dumps(found, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.advance(len(chunk))
+    write_predictions(output, done)
+    partial.unlink()
+    return len(done), sum(row["error"] is not None for row in done)
+
+
+def _row(row_id: str, answer: Prediction) -> dict[str, Any]:
+    confidence = {path: round(value, 6) for path, value in answer.confidence.items()}
+    return {"id": row_id, "output": answer.output, "confidence": confidence, "error": answer.error}
+
+
+def read_partial(partial: Path, key: str) -> list[dict[str, Any]]:
+    """Answers of an interrupted job with this key; a half-written last line is cut off."""
+    if not partial.exists():
+        return []
+    whole = partial.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    rows = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+    if not rows or rows[0].get("key") != key:
+        partial.unlink()
+        return []
+    if len(kept) < len(whole):
+        partial.write_bytes(kept)
+    return rows[1:]

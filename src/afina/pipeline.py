@@ -1,0 +1,355 @@
+"""The main job, top to bottom: recipe -> data -> plan -> training -> evaluation -> report.
+
+Each stage takes a `Run`, does nothing if its result is already there, and leaves files that the next
+one reads. The test rows are read by `evaluate` alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from afina import __version__
+from afina.core.config import Recipe, load_recipe, load_task
+from afina.core.errors import DataError
+from afina.core.predictor import Example, Prediction
+from afina.core.storage import read_json, write_json, write_jsonl
+from afina.core.task import Task
+from afina.data.formats import read_table
+from afina.data.leaks import contained_in
+from afina.data.prepare import Prepared, load_prepared, summary_lines
+from afina.data.prepare import prepare as prepare_data
+from afina.engine.codec import Codec
+from afina.engine.decode import label_logits
+from afina.engine.encoded import Encoded
+from afina.engine.loader import LoadedModel, load_spec, load_tokenizer
+from afina.engine.renderer import Renderer, prompt_style
+from afina.engine.writer import check_grammar
+from afina.evaluation.calibration import fit_temperature
+from afina.evaluation.runner import SystemRun, run_system
+from afina.evaluation.runner import evaluate as evaluate_systems
+from afina.report.card import write_card
+from afina.report.html import write_report
+from afina.runs import Run, environment, open_recipe
+from afina.strategies.classical import Majority, TfidfLogistic
+from afina.strategies.finetuned import Manifest, Specialist
+from afina.strategies.local import LocalPredictor
+from afina.training import local, planner
+from afina.training.facts import model_facts
+from afina.training.machine import machine
+from afina.training.plan import Plan, require_fit
+from afina.training.plan import plan as make_plan
+from afina.training.settings import Settings
+
+DEMO_RECIPE = Path(__file__).parent / "assets" / "noticias" / "recipe.yaml"
+ADAPT_MAX_TOKENS = 512  # of one piece of unlabelled text
+CONTAINED = 0.5  # share of a test text's 3-grams in an unlabelled text that makes it a leak
+
+
+def read(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
+    return load_recipe(path, overrides or ())
+
+
+def open_run(path: Path, overrides: Sequence[str] | None = None, *, overwrite: bool = False) -> Run:
+    """Open the run folder of a recipe file. Raises RecipeError, RunError, MachineError."""
+    return open_recipe(read(path, overrides), overwrite=overwrite)
+
+
+def say(*lines: str) -> None:
+    """Tell the user what happens, on standard error: standard output belongs to results."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+# -- the whole ------------------------------------------------------------------------------------
+
+
+def run(opened: Run) -> dict[str, Any]:
+    """Prepare, train, evaluate, report. Returns what report.json holds."""
+    prepare(opened)
+    if "finetuned" in opened.recipe.compare:
+        train(opened)
+    result = evaluate(opened)
+    write_reports(opened.folder)
+    return result
+
+
+# -- 1. data --------------------------------------------------------------------------------------
+
+
+def prepare(opened: Run) -> Prepared:
+    """Split examples, from the run folder if they are already there. Raises DataError, SchemaError."""
+    if opened.is_done("prepare", opened.data_key):
+        return load_prepared(opened.data)
+    renderer = _renderer(opened)
+    check_grammar(renderer.codec, [renderer.walk(part) for part in opened.task.parts])
+
+    def longest_part(example: Example) -> int:
+        encoded = [renderer.encode(part, example) for part in opened.task.parts]
+        return max((len(one.input_ids) for one in encoded if one is not None), default=0)
+
+    prepared = prepare_data(opened.recipe, opened.task, opened.data, longest_part)
+    say(*summary_lines(prepared.report))
+    opened.mark_done("prepare", opened.data_key)
+    return prepared
+
+
+def _renderer(opened: Run) -> Renderer:
+    train = opened.recipe.train
+    tokenizer = load_tokenizer(train.base_model, train.revision)
+    style = prompt_style(tokenizer, train.chat_template, train.base_model)
+    return Renderer(opened.task, Codec(tokenizer), style)
+
+
+def encode(renderer: Renderer, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    """Every part of every example as training tokens."""
+    found = [renderer.encode(part, e, max_length) for e in examples for part in renderer.task.parts]
+    return [one for one in found if one is not None]
+
+
+# -- 2. plan --------------------------------------------------------------------------------------
+
+
+def plan(recipe: Recipe, *, measure: bool = True) -> Plan:
+    """What a run would take, before anything is written. Reads the data and measures a few steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Run(recipe, load_task(recipe.task), Path(folder))
+        prepared = prepare(opened)
+        settings, encoded = _settings(opened, prepared)
+        return _plan(opened, settings, encoded, measure=measure)
+
+
+def _settings(opened: Run, prepared: Prepared) -> tuple[Settings, list[Encoded]]:
+    train = opened.recipe.train
+    encoded = encode(_renderer(opened), prepared.splits["train"], train.max_length)
+    facts = model_facts(train.base_model, train.revision)
+    lengths = [len(one.input_ids) for one in encoded]
+    return planner.resolve(train, facts, lengths, machine(opened.folder)), encoded
+
+
+def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measure: bool) -> Plan:
+    here = machine(opened.folder)
+    facts = model_facts(settings.base_model, settings.revision)
+    lengths = [len(one.input_ids) for one in encoded]
+    found = make_plan(settings, facts, lengths, here)
+    if not found.fits or not measure:
+        return found
+    step_s = local.measure_step_s(load_spec(settings.base), settings, encoded, opened.recipe.seed)
+    return make_plan(settings, facts, lengths, here, step_s)
+
+
+# -- 3. training ----------------------------------------------------------------------------------
+
+
+def train(opened: Run) -> Path:
+    """The specialist's folder. Continues a killed training. Raises MachineError if it will not fit."""
+    if opened.is_done("train", opened.train_key):
+        return opened.specialist
+    prepared = prepare(opened)
+    settings, train_set = _settings(opened, prepared)
+    found = _plan(opened, settings, train_set, measure=False)
+    require_fit(found)
+    write_json(opened.folder / "plan.json", {**found.to_json(), "memory": found.memory_bytes})
+    say(*found.lines())
+
+    # 1. A training of other data or settings gives way; an interrupted one of these goes on.
+    key = opened.training / "key.json"
+    if opened.training.exists() and (not key.exists() or read_json(key) != opened.train_key):
+        shutil.rmtree(opened.training)
+    write_json(key, opened.train_key)
+
+    # 2. Adapt to the domain's text if the recipe says so, then learn the task.
+    renderer = _renderer(opened)
+    validation_set = encode(renderer, prepared.splits["validation"], opened.recipe.train.max_length)
+    loaded = load_spec(settings.base)
+    if opened.recipe.train.adapt is not None:
+        _adapt(opened, loaded, settings, renderer, prepared)
+    result = local.train(
+        loaded, settings, train_set, validation_set, opened.training, opened.recipe.seed, opened.recipe.train.report_to
+    )
+
+    # 3. Calibrate on validation, and put the specialist together.
+    temperature = _calibrate(opened, loaded, renderer, prepared.splits["validation"])
+    _assemble(opened, renderer, settings, result.weights, temperature)
+    shutil.copyfile(opened.training / "metrics.jsonl", opened.folder / "metrics.jsonl")
+    opened.mark_done("train", opened.train_key)
+    return opened.specialist
+
+
+def _adapt(opened: Run, loaded: LoadedModel, settings: Settings, renderer: Renderer, prepared: Prepared) -> None:
+    """Language modelling on unlabelled text; texts that hold a validation or test text are left out."""
+    adapt = opened.recipe.train.adapt
+    assert adapt is not None, "called only with adapt settings"
+    table = read_table(adapt.path)
+    if adapt.column not in table.columns:
+        raise DataError(
+            f"{adapt.path}: train.adapt.column is {adapt.column!r}, the columns are {table.columns}. Name one of them."
+        )
+    texts = [str(row.values.get(adapt.column) or "").strip() for row in table.rows]
+    texts = list(dict.fromkeys(text for text in texts if text))
+    unseen = [t for name in ("validation", "test") for e in prepared.splits[name] for t in e.inputs.values()]
+    leaks = contained_in(unseen, texts, CONTAINED)
+    kept = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
+    say(f"adapt: {len(kept)} unlabelled texts of {adapt.path.name}, {sum(leaks)} left out that hold unseen rows")
+    length = min(ADAPT_MAX_TOKENS, opened.recipe.train.max_length)
+    pieces = [piece for text in kept for piece in renderer.encode_text(text, length)]
+    held_out = max(1, len(pieces) // 20)
+    lm = planner.adapt_settings(settings, adapt, len(pieces) - held_out)
+    local.train(
+        loaded,
+        lm,
+        pieces[held_out:],
+        pieces[:held_out],
+        opened.training / "adapt",
+        opened.recipe.seed,
+        label="adapting",
+    )
+
+
+def _calibrate(opened: Run, loaded: LoadedModel, renderer: Renderer, validation: Sequence[Example]) -> dict[str, float]:
+    """Field path -> temperature, one per group of fields, fitted on the validation rows' choices."""
+    made: dict[str, list[tuple[Any, int]]] = {}
+    paths = {field.path: group.name for group in opened.task.groups for field in group.fields}
+    for part in opened.task.parts:
+        encoded = [renderer.encode(part, e, opened.recipe.train.max_length) for e in validation]
+        usable = [one for one in encoded if one is not None]
+        for choices in label_logits(loaded.model, usable, batch_size=16, pad_id=loaded.pad_token_id):
+            for path, logits, gold in choices:
+                full = f"{part.key}.{path}".strip(".")
+                if full in paths:
+                    made.setdefault(paths[full], []).append((logits, gold))
+    fitted = {name: fit_temperature([x for x, _ in rows], [g for _, g in rows]) for name, rows in made.items()}
+    return {path: round(fitted[name], 4) for path, name in paths.items() if name in fitted}
+
+
+def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str, temperature: dict[str, float]) -> None:
+    """The specialist folder: weights, tokenizer, manifest; whole or absent."""
+    staging = opened.folder / ".specialist.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(opened.training / weights, staging)
+    recipe = opened.recipe
+    Manifest(
+        task=opened.task.to_json(),
+        base_model=settings.base_model,
+        finetuning_type=settings.finetuning_type,
+        style=renderer.style,
+        fingerprint=renderer.fingerprint,
+        max_length=recipe.train.max_length,
+        max_text_tokens=recipe.answer.max_text_tokens,
+        batch_size=recipe.answer.batch_size,
+        recipe_hash=recipe.hash,
+        data_hash=opened.data_key,
+        afina_version=__version__,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        temperature=temperature,
+    ).write(staging)
+    shutil.rmtree(opened.specialist, ignore_errors=True)
+    staging.rename(opened.specialist)
+
+
+# -- 4. evaluation --------------------------------------------------------------------------------
+
+
+def evaluate(opened: Run) -> dict[str, Any]:
+    """Every system of `compare` on the test rows; what report.json holds."""
+    path = opened.folder / "report.json"
+    if opened.is_done("evaluate", opened.evaluate_key) and path.exists():
+        return read_json(path)
+    prepared = prepare(opened)
+    test = prepared.splits["test"]
+    systems = [_system(opened, strategy, prepared) for strategy in opened.recipe.compare]
+    result = evaluate_systems(opened.task, test, prepared.splits["train"], systems, opened.recipe.seed)
+    result = {"version": result.pop("version"), "recipe_hash": opened.recipe.hash, **result}
+    for system in systems:
+        rows = [_prediction_row(e, p) for e, p in zip(test, system.predictions, strict=True)]
+        write_jsonl(opened.folder / "predictions" / f"{system.name}.jsonl", rows)
+    shown = next((s for s in systems if s.strategy == "finetuned"), systems[-1])
+    write_json(
+        opened.folder / "examples.json",
+        [_shown(opened.task, e, p) for e, p in zip(test, shown.predictions, strict=True)],
+    )
+    write_json(opened.folder / "environment.json", environment(opened, machine(opened.folder).to_json()))
+    write_json(path, result)
+    opened.mark_done("evaluate", opened.evaluate_key)
+    return result
+
+
+def _system(opened: Run, strategy: str, prepared: Prepared) -> SystemRun:
+    """One competitor's answers to the test rows."""
+    test, task = prepared.splits["test"], opened.task
+    if strategy == "majority":
+        return run_system(Majority(task, prepared.splits["train"]), test, strategy)
+    if strategy == "tfidf":
+        say("tfidf: choosing its settings on validation")
+        classical = TfidfLogistic(task, prepared.splits["train"], prepared.splits["validation"], opened.recipe.seed)
+        return run_system(classical, test, strategy)
+    base_model = opened.recipe.train.base_model
+    if strategy == "finetuned":
+        specialist = Specialist.load(train(opened), batch_size=opened.recipe.answer.batch_size)
+        training = read_json(opened.training / local.RESULT)
+        found = run_system(_Labelled(specialist.predictor), test, strategy, base_model, training["train_seconds"])
+        return replace(found, peak_memory_bytes=max(found.peak_memory_bytes or 0, training["peak_memory_bytes"]))
+    return run_system(_Labelled(_zero_shot(opened, prepared)), test, strategy, base_model)
+
+
+def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
+    """The base model as it is, told the labels in its prompt, held to them by the same engine."""
+    settings, _ = _settings(opened, prepared)
+    loaded = load_spec(settings.base)
+    loaded.model.eval()
+    train = opened.recipe.train
+    return LocalPredictor(
+        "zero-shot",
+        loaded.model,
+        loaded.tokenizer,
+        opened.task,
+        style=prompt_style(loaded.tokenizer, train.chat_template, train.base_model),
+        show_schema=True,
+        batch_size=opened.recipe.answer.batch_size,
+        max_text_tokens=opened.recipe.answer.max_text_tokens,
+    )
+
+
+class _Labelled:
+    """A local predictor that shows its progress."""
+
+    def __init__(self, predictor: LocalPredictor) -> None:
+        self.predictor, self.name = predictor, predictor.name
+
+    def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
+        return self.predictor.predict(inputs, label=self.name)
+
+
+def _prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "output": prediction.output,
+        "confidence": dict(prediction.confidence),
+        "error": prediction.error,
+    }
+
+
+def _shown(task: Task, example: Example, prediction: Prediction) -> dict[str, Any]:
+    row = _prediction_row(example, prediction)
+    return {
+        **row,
+        "inputs": dict(example.inputs),
+        "gold": example.output,
+        "correct": prediction.output == example.output,
+    }
+
+
+# -- 5. report ------------------------------------------------------------------------------------
+
+
+def write_reports(folder: Path, language: str = "en") -> Path:
+    """report.html, and the model card beside the weights. Raises RunError if the run was not evaluated."""
+    path = write_report(folder, language)
+    if (folder / "specialist").is_dir():
+        write_card(folder, folder / "specialist")
+    return path

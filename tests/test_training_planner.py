@@ -1,0 +1,141 @@
+"""What `auto` becomes on which machine, and what is said where a wish cannot hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_material import gpu, here, load, tiny_llama
+
+from afina.core.config import AdaptConfig, TrainConfig
+from afina.core.errors import MachineError, RecipeError
+from afina.training.adapters import prepare
+from afina.training.facts import ModelFacts, model_facts
+from afina.training.machine import Machine, machine
+from afina.training.memory import num_trainable
+from afina.training.plan import plan, require_fit
+from afina.training.planner import adapt_settings, auto_learning_rate, resolve
+from afina.training.settings import Settings
+
+LAYER = {
+    "self_attn.q_proj": (2048, 2048),
+    "self_attn.k_proj": (512, 2048),
+    "self_attn.v_proj": (512, 2048),
+    "self_attn.o_proj": (2048, 2048),
+    "mlp.gate_proj": (8192, 2048),
+    "mlp.up_proj": (8192, 2048),
+    "mlp.down_proj": (2048, 8192),
+}
+BIG = ModelFacts(
+    "meta-llama/Llama-3.2-1B",
+    1_235_814_400,
+    {f"model.layers.{i}.{k}": v for i in range(16) for k, v in LAYER.items()},
+    16,
+    2048,
+    128_256,
+    131_072,
+    "none",
+)
+TINY = ModelFacts("tiny", 11_000_000, {"layers.0.q_proj": (320, 320)}, 1, 320, 8192, 2048, "none")
+TARGETS = {"lora_target_modules": ["q_proj"]}
+
+
+def settle(facts: ModelFacts, on: Machine, lengths: int = 100, **train: Any) -> Settings:
+    return resolve(TrainConfig(**train), facts, [lengths] * 160, on)
+
+
+def test_lora_of_llama_1b_has_the_known_size() -> None:
+    # peft prints 11,272,192 for r = 16 on all seven modules of Llama-3.2-1B.
+    assert (
+        BIG.num_adapter(16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]) == 11_272_192
+    )
+
+
+def test_counts_equal_the_real_model(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    facts = model_facts(str(folder))
+    for kind, dora in (("full", False), ("lora", False), ("lora", True)):
+        more = {"use_dora": dora} if kind == "lora" else {}
+        settings = resolve(TrainConfig(base_model=str(folder), finetuning_type=kind, **more), facts, [20], here())  # type: ignore[arg-type]
+        loaded = prepare(load(settings), settings)
+        assert num_trainable(settings, facts) == loaded.num_trainable
+    assert facts.num_parameters == load(settings).num_parameters
+
+
+def test_tiny_models_are_tuned_whole_and_large_ones_by_adapter() -> None:
+    assert settle(TINY, here()).finetuning_type == "full"
+    assert settle(BIG, here()).finetuning_type == "lora"
+    assert settle(TINY, here(), load_in_4bit=True, **TARGETS).finetuning_type == "lora"
+    assert settle(TINY, here(), **TARGETS).finetuning_type == "lora"
+
+
+def test_what_the_machine_lacks_is_said_and_replaced() -> None:
+    settings = settle(TINY, here(), optim="paged_adamw_32bit", bf16=True, load_in_4bit=True, **TARGETS)
+    assert (settings.optim, settings.compute_dtype, settings.quantisation) == ("adamw_torch", "float32", "4bit")
+    notes = "\n".join(settings.notes)
+    for wanted in ("paged_adamw_32bit needs a CUDA device", "bf16: not in this machine's hardware", "slower"):
+        assert wanted in notes
+    on_gpu = settle(TINY, here(gpus=(gpu(),), bf16=True), optim="paged_adamw_32bit", load_in_4bit=True, **TARGETS)
+    assert (on_gpu.optim, on_gpu.compute_dtype, on_gpu.device) == ("paged_adamw_32bit", "bfloat16", "cuda")
+    old = settle(TINY, here(gpus=(gpu(capability=(7, 5)),)))
+    assert old.compute_dtype == "float16"
+
+
+def test_weights_are_quantised_only_when_they_would_not_fit() -> None:
+    assert settle(BIG, here(gpus=(gpu(),), bf16=True)).quantisation == "none"
+    assert settle(BIG, here(gpus=(gpu(3 << 30),), bf16=True)).quantisation == "4bit"
+
+
+def test_micro_batches_shrink_before_checkpointing() -> None:
+    roomy = settle(BIG, here(gpus=(gpu(80 << 30),), bf16=True), lengths=1000)
+    assert (roomy.per_device_train_batch_size, roomy.gradient_accumulation_steps) == (16, 1)
+    tight = settle(BIG, here(gpus=(gpu(12 << 30),), bf16=True), lengths=1000)
+    assert tight.per_device_train_batch_size < 16
+    assert tight.effective_batch == 16
+    assert any("to fit the memory" in n for n in tight.notes)
+
+
+def test_steps_evaluations_and_rates() -> None:
+    settings = settle(TINY, here(), num_train_epochs=5)
+    assert (settings.total_steps, settings.eval_steps) == (50, 5)
+    assert settle(TINY, here(), max_steps=7).total_steps == 7
+    assert settings.learning_rate == pytest.approx(4.8e-4)
+    assert auto_learning_rate("lora", 10**9) == 2e-4
+    assert auto_learning_rate("full", 10**9) == pytest.approx(5e-5)
+    adapted = adapt_settings(settings, AdaptConfig(path=Path("x"), column="t", num_train_epochs=2), 320)
+    assert (adapted.total_steps, adapted.loss_on) == (40, "completion")
+
+
+def test_what_the_model_cannot_do_is_refused() -> None:
+    with pytest.raises(RecipeError, match="reads at most 2048"):
+        settle(TINY, here(), lengths=3000, max_length=4096)
+    with pytest.raises(RecipeError, match="no layer 'c_attn'"):
+        settle(BIG, here(), lora_target_modules=["c_attn"])
+    stored = ModelFacts(**{**vars(BIG), "stored": "4bit"})
+    with pytest.raises(RecipeError, match="stored in 4bit"):
+        settle(stored, here(), finetuning_type="full")
+    assert settle(stored, here()).quantisation == "4bit"
+
+
+def test_plan_refuses_and_says_what_would_fit() -> None:
+    small = here(gpus=(gpu(5 << 30),), bf16=True)
+    settings = settle(BIG, small, lengths=1000, finetuning_type="full", per_device_train_batch_size=8)
+    found = plan(settings, BIG, [1000] * 160, small, seconds_per_step=2.0)
+    assert not found.fits
+    assert found.memory_bytes["optimizer"] == 8 * BIG.num_parameters
+    assert found.estimated_s == 2.0 * found.steps
+    with pytest.raises(MachineError, match=r"This would fit: .*load_in_4bit=true"):
+        require_fit(found)
+    assert json.loads(json.dumps(found.to_json()))["steps"] == found.steps
+    assert any("formula" in line for line in found.lines())
+
+
+def test_this_machine() -> None:
+    found = machine()
+    assert 0 < found.available_bytes <= found.memory_bytes
+    assert found.cores >= 1
+    assert found.disk_free_bytes > 0
+    assert len(found.lines()) >= 7
+    json.dumps(found.to_json())
