@@ -77,7 +77,7 @@ def test_it_learns_and_reloads_alike(base: Path, tmp_path: Path, changes: dict[s
 
 def test_the_best_weights_are_kept(base: Path, tmp_path: Path) -> None:
     # A rate that destroys the model later: the best evaluation is not the last one.
-    result, loaded, settings = run(
+    result, loaded, _ = run(
         base, tmp_path / "t", finetuning_type="full", learning_rate=0.2, lr_scheduler_type="constant", eval_steps=1
     )
     assert result.best_step < result.steps
@@ -141,7 +141,7 @@ def test_accumulation_changes_nothing(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_call_again_only_loads(base: Path, tmp_path: Path) -> None:
-    first, loaded, settings = run(base, tmp_path / "t", finetuning_type="lora")
+    first, loaded, _ = run(base, tmp_path / "t", finetuning_type="lora")
     before = (tmp_path / "t" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     second, again, _ = run(base, tmp_path / "t", finetuning_type="lora")
     assert second == first or json.dumps(vars(second), default=list) == json.dumps(vars(first), default=list)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from training_material import EOS, examples, tiny_llama
 
 from afina.engine.encoded import Encoded
@@ -110,7 +109,7 @@ def test_mean_loss_equals_transformers_own(model: Any) -> None:
     labels = torch.full_like(batch.input_ids_BT, -100)
     for row, e in enumerate(data):
         labels[row, e.num_prompt : len(e.input_ids)] = torch.tensor(e.input_ids[e.num_prompt :])
-    theirs = F.cross_entropy(
+    theirs = torch.nn.functional.cross_entropy(
         model(input_ids=batch.input_ids_BT).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
     )
     assert float(loss_sum(model, batch)) / len(batch.target_N) == pytest.approx(float(theirs), rel=TOLERANCE)

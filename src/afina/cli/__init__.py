@@ -53,7 +53,7 @@ def init(
 
     if output.exists() and not yes:
         raise RecipeError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite it.")
-    write_text(output, propose_recipe(data, relative_to=output.parent))
+    write_text(output, propose_recipe(data, written_to=output.parent))
     print(f"Wrote {output}. Read it, correct it, then: afina plan {output}")
 
 

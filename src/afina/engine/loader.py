@@ -138,10 +138,7 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def resolve(name: str, revision: str | None = None) -> str:
     """A local folder that holds a model, or the hub id, known to exist. Raises ModelError."""
-    if name == NANO:
-        folder = Path(str(resources.files("afina"))) / "assets" / "nano"
-    else:
-        folder = Path(name).expanduser()
+    folder = Path(str(resources.files("afina"))) / "assets" / "nano" if name == NANO else Path(name).expanduser()
     if name == NANO or folder.is_dir():
         if not (folder / "config.json").exists():
             found = sorted(p.name for p in folder.iterdir())[:6] if folder.is_dir() else []

@@ -102,7 +102,8 @@ def restore_weights(loaded: LoadedModel, folder: Path) -> None:
         state.update(load_file(file))
     missing, unexpected = loaded.model.load_state_dict(state, strict=False)
     tied = set(getattr(loaded.model, "_tied_weights_keys", None) or ())
-    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    assert not unexpected, unexpected
+    assert set(missing) <= tied, missing
 
 
 def save_final(loaded: LoadedModel, settings: Settings, staging: Path) -> None:

@@ -110,7 +110,7 @@ def _run(
 
     # 1. Which short ways hold for this model.
     notes, logits_at, packing = _short_ways(loaded, settings)
-    layout = {"loss_on": settings.loss_on, "packing": packing, "pad_token_id": loaded.pad_token_id}
+    layout: dict[str, Any] = {"loss_on": settings.loss_on, "packing": packing, "pad_token_id": loaded.pad_token_id}
     layout["flat"] = "flash" in str(getattr(loaded.model.config, "_attn_implementation", ""))
     schedule = Schedule(
         train_set,
@@ -260,7 +260,8 @@ def _open_folder(
     note = folder / IDENTITY
     if note.exists() and read_json(note)["identity"] != identity:
         raise RunError(
-            f"{folder}: holds a training of other data or other settings. Remove the folder, or choose another output_dir."
+            f"{folder}: holds a training of other data or other settings. Remove the folder, or choose another "
+            "output_dir."
         )
     if not note.exists():
         write_json(note, {"identity": identity})
@@ -271,8 +272,9 @@ def _tokens_digest(examples: Sequence[Encoded]) -> str:
 
 
 def _read_result(folder: Path) -> TrainResult:
-    raw = read_json(folder / RESULT)
-    return TrainResult(**{**raw, "notes": tuple(raw["notes"]), "history": read_metrics(folder / METRICS)})
+    raw: dict[str, Any] = read_json(folder / RESULT)
+    raw |= {"notes": tuple(raw["notes"]), "history": read_metrics(folder / METRICS)}
+    return TrainResult(**raw)
 
 
 def _arguments(settings: Settings, home: Path, seed: int, report_to: Sequence[str], *, has_validation: bool) -> Any:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from afina.engine.encoded import Encoded
 from afina.training.collate import MicroBatch, collate
@@ -49,14 +48,14 @@ def loss_sum(model: Any, batch: MicroBatch, logits_at: LogitsAt = logits_short) 
     """Sum of the cross-entropies of a MicroBatch, in nats, float32."""
     logits_NV = logits_at(model, batch).float()
     if not len(batch.finite_M):
-        return F.cross_entropy(logits_NV, batch.target_N, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits_NV, batch.target_N, reduction="sum")
     finite_NV = logits_NV[batch.finite_M]
     logits_MK = finite_NV.gather(1, batch.allowed_MK.clamp(min=0)).masked_fill(batch.allowed_MK < 0, float("-inf"))
     chosen_M = finite_NV.gather(1, batch.target_N[batch.finite_M].unsqueeze(1)).squeeze(1)
     total = (logits_MK.logsumexp(1) - chosen_M).sum()
     is_open = torch.ones(len(batch.target_N), dtype=torch.bool, device=logits_NV.device)
     is_open[batch.finite_M] = False
-    return total + F.cross_entropy(logits_NV[is_open], batch.target_N[is_open], reduction="sum")
+    return total + torch.nn.functional.cross_entropy(logits_NV[is_open], batch.target_N[is_open], reduction="sum")
 
 
 # -- proofs on the model at hand ------------------------------------------------------------------

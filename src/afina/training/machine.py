@@ -68,7 +68,8 @@ class Machine:
             f"disk        {size(self.disk_free_bytes)} free",
         ]
         found += [
-            f"GPU         {g.name}, {size(g.free_bytes)} free of {size(g.memory_bytes)}, compute {g.capability[0]}.{g.capability[1]}"
+            f"GPU         {g.name}, {size(g.free_bytes)} free of {size(g.memory_bytes)}, "
+            f"compute {g.capability[0]}.{g.capability[1]}"
             for g in self.gpus
         ] or ["GPU         none: training runs on the CPU"]
         found.append(f"bf16        {'in hardware' if self.bf16 else 'not in hardware: float32 is used'}")
@@ -95,7 +96,8 @@ def machine(folder: Path | None = None) -> Machine:
         gpus=gpus,
         bf16=bf16,
         bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
-        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}, torch {torch.__version__}",
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}",
     )
 
 

@@ -155,7 +155,8 @@ def _finetuning_type(train: TrainConfig, facts: ModelFacts, machine: Machine, no
     needed = 16 * facts.num_parameters  # float32 weights, gradients and two moments
     if facts.num_parameters < FULL_BELOW and needed < machine.training_bytes * USABLE / 2:
         notes.append(
-            f"finetuning_type: full, because {facts.num_parameters / 1e6:.1f} M parameters fit; a tiny model learns more so."
+            f"finetuning_type: full, because all {facts.num_parameters / 1e6:.1f} M parameters fit, and a tiny model "
+            "learns more so."
         )
         return "full"
     reason = "memory is short" if facts.num_parameters < FULL_BELOW else "the model is large enough for it"
