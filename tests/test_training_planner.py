@@ -38,7 +38,7 @@ BIG = ModelFacts(
     131_072,
     "none",
 )
-TINY = ModelFacts("tiny", 11_000_000, {"layers.0.q_proj": (320, 320)}, 1, 320, 8192, 2048, "none")
+TINY = ModelFacts("tiny", 11_000_000, {f"layers.0.{k}": (320, 320) for k in LAYER}, 1, 320, 8192, 2048, "none")
 TARGETS = {"lora_target_modules": ["q_proj"]}
 
 
@@ -89,7 +89,7 @@ def test_weights_are_quantised_only_when_they_would_not_fit() -> None:
 
 
 def test_micro_batches_shrink_before_checkpointing() -> None:
-    roomy = settle(BIG, here(gpus=(gpu(80 << 30),), bf16=True), lengths=1000)
+    roomy = settle(BIG, here(gpus=(gpu(200 << 30),), bf16=True), lengths=1000)
     assert (roomy.per_device_train_batch_size, roomy.gradient_accumulation_steps) == (16, 1)
     tight = settle(BIG, here(gpus=(gpu(12 << 30),), bf16=True), lengths=1000)
     assert tight.per_device_train_batch_size < 16
@@ -113,6 +113,8 @@ def test_what_the_model_cannot_do_is_refused() -> None:
         settle(TINY, here(), lengths=3000, max_length=4096)
     with pytest.raises(RecipeError, match="no layer 'c_attn'"):
         settle(BIG, here(), lora_target_modules=["c_attn"])
+    other = ModelFacts(**{**vars(BIG), "linears": {"h.0.attn.c_attn": (768, 2304)}})
+    assert settle(other, here()).lora_target_modules == ("c_attn",)
     stored = ModelFacts(**{**vars(BIG), "stored": "4bit"})
     with pytest.raises(RecipeError, match="stored in 4bit"):
         settle(stored, here(), finetuning_type="full")

@@ -316,13 +316,13 @@ def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
 
 
 class _Labelled:
-    """A local predictor that shows its progress."""
+    """A local predictor that shows its progress where there is something to wait for."""
 
     def __init__(self, predictor: LocalPredictor) -> None:
         self.predictor, self.name = predictor, predictor.name
 
     def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
-        return self.predictor.predict(inputs, label=self.name)
+        return self.predictor.predict(inputs, label=self.name if len(inputs) > 1 else None)
 
 
 def _prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:

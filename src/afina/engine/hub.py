@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -24,7 +24,7 @@ def no_telemetry() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """No log lines, bars or telemetry of transformers while it loads; its settings come back afterwards."""
     no_telemetry()
     from transformers.utils import logging
@@ -79,7 +79,7 @@ def config_file(name: str, revision: str | None) -> Path:
 
 
 @contextmanager
-def explain(name: str) -> Iterator[None]:
+def explain(name: str) -> Generator[None]:
     """Turn what transformers and the hub raise into one ModelError: what was found, what to do."""
     try:
         yield

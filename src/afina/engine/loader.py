@@ -8,7 +8,7 @@ evaluation mode with its fast tokenizer. Only safetensors are read and no code f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -199,7 +199,8 @@ def load_spec(spec: BaseSpec, device: str | None = None) -> LoadedModel:
     if stored == "none" and spec.quantisation != "none":
         options["quantization_config"] = _bnb_config(spec)
     with quiet(), explain(spec.name):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loader: Any = AutoModelForCausalLM
+        model, report = loader.from_pretrained(
             source,
             revision=spec.revision,
             config=config,
@@ -219,7 +220,7 @@ def load_spec(spec: BaseSpec, device: str | None = None) -> LoadedModel:
             "The checkpoint is incomplete, or belongs to another config.json. Download it again."
         )
     if stored != "none":
-        spec = BaseSpec(**{**asdict(spec), "quantisation": stored})
+        spec = replace(spec, quantisation=stored)
     _keep_layout(model)
     model.eval()
     return LoadedModel(model, tokenizer, spec)
@@ -341,9 +342,9 @@ def load_specialist(folder: Path, device: str | None = None, *, dtype: str | Non
     """
     place, spec = weights_folder(folder), specialist_spec(folder)
     if dtype is not None:
-        spec = BaseSpec(**{**asdict(spec), "dtype": dtype})
+        spec = replace(spec, dtype=dtype)
     if not (place / "adapter_config.json").exists():
-        whole = BaseSpec(**{**asdict(spec), "name": str(place), "revision": None, "quantisation": "none"})
+        whole = replace(spec, name=str(place), revision=None, quantisation="none")
         return load_spec(whole, device)
     return attach_adapter(load_spec(spec, device), place)
 

@@ -34,6 +34,7 @@ class SystemRun:
     """One system's answers to the test, and what they cost.
 
     base_model: None for a system without a language model. wall_s: of all predictions together.
+    latencies_s: wall seconds of single rows asked alone; empty where a row alone was not asked again.
     peak_memory_bytes: most memory of this process while it answered; None where it cannot be measured.
     """
 
@@ -44,6 +45,7 @@ class SystemRun:
     wall_s: float
     train_seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    latencies_s: tuple[float, ...] = ()
 
 
 def run_system(
@@ -52,9 +54,11 @@ def run_system(
     strategy: str,
     base_model: str | None = None,
     train_seconds: float | None = None,
+    num_timed: int = 20,
 ) -> SystemRun:
     """Ask the predictor for every example's answer, in order, and measure time and memory.
 
+    num_timed: rows that are asked once more, alone, for the latency a single user sees; 0 where answers cost money.
     train_seconds: the predictor's own `train_seconds` when not given, else 0. An exception of the predictor
     is a bug of ours and is not caught: failures belong inside predictions.
     """
@@ -65,6 +69,11 @@ def run_system(
     assert len(predictions) == len(examples), (
         f"{predictor.name} gave {len(predictions)} predictions for {len(examples)} examples"
     )
+    latencies_s: list[float] = []
+    for example in examples[:num_timed]:
+        began = time.perf_counter()
+        predictor.predict([example.inputs])
+        latencies_s.append(time.perf_counter() - began)
     return SystemRun(
         name=predictor.name,
         strategy=strategy,
@@ -73,6 +82,7 @@ def run_system(
         wall_s=wall_s,
         train_seconds=getattr(predictor, "train_seconds", 0.0) if train_seconds is None else train_seconds,
         peak_memory_bytes=_peak_memory_bytes(),
+        latencies_s=tuple(latencies_s),
     )
 
 
@@ -198,7 +208,7 @@ def _system(
         fields[unit.name] |= _details(c)
     answers = system.predictions
     usages = [p.usage for p in answers]
-    latencies = np.array([p.latency_s for p in answers])
+    latencies = np.array(system.latencies_s or [p.latency_s for p in answers])
     valid = [p.error is None and schemas.problems(p.output, task.output) is None for p in answers]
     return {
         "name": system.name,

@@ -78,8 +78,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "parcela das respostas que obedecem ao esquema de saída.",
     ),
     "term_latency": (
-        "p50 and p95: time of one item, median and 95th percentile.",
-        "p50 e p95: tempo de um item, mediana e percentil 95.",
+        "p50 and p95: time of one item asked alone, median and 95th percentile.",
+        "p50 e p95: tempo de um item perguntado sozinho, mediana e percentil 95.",
     ),
     "usage": ("Tokens, forward passes and money", "Tokens, passagens pelo modelo e dinheiro"),
     "prompt_tokens": ("tokens read", "tokens lidos"),

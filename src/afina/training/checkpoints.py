@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path) -> Generator[Path]:
     """A folder to write a checkpoint into, which becomes `final` at the end, or vanishes.
 
     Raises MachineError when the disk is full or refuses; older checkpoints are not touched.
@@ -57,7 +57,7 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """torch and safetensors hide a full disk in exceptions of their own; show it as what it is."""
     with explain_write_errors(path):
         try:

@@ -14,8 +14,9 @@ B rows, T tokens, N trained positions, K allowed tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -46,8 +47,8 @@ class MicroBatch:
     num_tokens: int
 
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return MicroBatch(**moved)
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass
@@ -165,7 +166,12 @@ class Schedule(Dataset[Step]):
         self.examples, self.num_steps, self.seed = list(examples), num_steps, seed
         self.batch_size, self.effective = batch_size, batch_size * accumulation
         self.group_by_length = group_by_length
-        self.layout = {"loss_on": loss_on, "packing": packing, "pad_token_id": pad_token_id, "flat": flat}
+        self.layout: dict[str, Any] = {
+            "loss_on": loss_on,
+            "packing": packing,
+            "pad_token_id": pad_token_id,
+            "flat": flat,
+        }
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property

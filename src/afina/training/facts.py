@@ -55,6 +55,7 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     """Facts of a local or hub model. Raises ModelError."""
     no_telemetry()
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, stored the other way round
 
     config = load_config(name, revision)
     stored = stored_quantisation(config)
@@ -65,9 +66,9 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     head = model.get_output_embeddings()
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     linears = {
-        n: (m.weight.shape[0], m.weight.shape[1])
+        n: (m.weight.shape[0], m.weight.shape[1]) if isinstance(m, torch.nn.Linear) else tuple(m.weight.shape[::-1])
         for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear) and m is not head
+        if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
     }
     if not linears or head is None:
         raise ModelError(f"{name}: is a {config.model_type} model without linear layers or a head. Choose a causal LM.")

@@ -40,6 +40,7 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         notes.append(f"bnb_4bit_compute_dtype: bfloat16 is not in this machine's hardware; {compute} is used.")
         compute_4bit = compute
     batch, accumulation = _batch(train)
+    targets = _targets(train, facts, notes) if kind == "lora" else tuple(train.lora_target_modules)
     settings = Settings(
         base_model=train.base_model,
         revision=train.revision,
@@ -54,7 +55,7 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         lora_r=train.lora_r,
         lora_alpha=train.lora_alpha,
         lora_dropout=train.lora_dropout,
-        lora_target_modules=tuple(train.lora_target_modules),
+        lora_target_modules=targets,
         use_dora=train.use_dora,
         use_rslora=train.use_rslora,
         per_device_train_batch_size=batch,
@@ -127,8 +128,6 @@ def _check(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int]) -> Non
             f"train.finetuning_type: full cannot train {facts.name}, whose weights are stored in {facts.stored}. "
             "Use finetuning_type: lora, or the unquantised model."
         )
-    if train.finetuning_type != "full":
-        facts.num_adapter(train.lora_r, list(train.lora_target_modules))
 
 
 def _compute_dtype(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
@@ -183,6 +182,16 @@ def _quantisation(
     if wanted != "none" and not machine.gpus:
         notes.append(f"load_in_{wanted}: works on this CPU, but slower than without (it saves memory only).")
     return wanted
+
+
+def _targets(train: TrainConfig, facts: ModelFacts, notes: list[str]) -> tuple[str, ...]:
+    """The named modules; where they are Llama's by default and this model has others, all its linear layers."""
+    have = sorted({name.rsplit(".", 1)[-1] for name in facts.linears})
+    if "lora_target_modules" not in train.model_fields_set and not set(train.lora_target_modules) <= set(have):
+        notes.append(f"lora_target_modules: {', '.join(have)}, all linear layers of this model.")
+        return tuple(have)
+    facts.num_adapter(train.lora_r, list(train.lora_target_modules))  # raises for a name that is not there
+    return tuple(train.lora_target_modules)
 
 
 def _batch(train: TrainConfig) -> tuple[int, int]:
