@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from afina.core import schema as schemas
 from afina.core.errors import RecipeError, SchemaError
@@ -92,6 +92,17 @@ class DataConfig(Config):
     on_too_long: Literal["refuse", "truncate", "drop"] = Field(
         "refuse", description="What happens to an example longer than train.max_length."
     )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _keys_are_text(cls, value: Any) -> Any:
+        """YAML reads `1: raiva` as a number and `no: ...` as false; a table cell is text."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            field: {str(key): label for key, label in found.items()} if isinstance(found, dict) else found
+            for field, found in value.items()
+        }
 
 
 class AdaptConfig(Config):
