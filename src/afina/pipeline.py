@@ -6,18 +6,19 @@ one reads. The test rows are read by `evaluate` alone.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from afina import __version__
 from afina.core.config import Recipe, load_recipe, load_task
-from afina.core.errors import DataError
+from afina.core.errors import DataError, RunError
 from afina.core.predictor import Example, Prediction
 from afina.core.storage import read_json, write_json, write_jsonl
 from afina.core.task import Task
@@ -36,7 +37,7 @@ from afina.evaluation.runner import SystemRun, run_system
 from afina.evaluation.runner import evaluate as evaluate_systems
 from afina.report.card import write_card
 from afina.report.html import write_report
-from afina.runs import Run, environment, open_recipe
+from afina.runs import STAGING, Run, environment, open_recipe
 from afina.strategies.classical import Majority, TfidfLogistic
 from afina.strategies.finetuned import Manifest, Specialist
 from afina.strategies.local import LocalPredictor
@@ -82,21 +83,41 @@ def run(opened: Run) -> dict[str, Any]:
 # -- 1. data --------------------------------------------------------------------------------------
 
 
-def prepare(opened: Run) -> Prepared:
-    """Split examples, from the run folder if they are already there. Raises DataError, SchemaError."""
+def prepare(opened: Run, *, quiet: bool = False) -> Prepared:
+    """Split examples, from the run folder if they are already there. Raises DataError, SchemaError.
+
+    quiet: say nothing of what was found; the caller does.
+    """
     if opened.is_done("prepare", opened.data_key):
-        return load_prepared(opened.data)
+        with contextlib.suppress(RunError):  # damaged since: they are made again
+            prepared = load_prepared(opened.data)
+            opened.claim()
+            return prepared
+    staging = opened.folder / STAGING
+    try:
+        prepared = prepare_data(opened.recipe, opened.task, staging, _longest_part(opened))
+        opened.claim()
+    except BaseException:
+        opened.release()
+        raise
+    shutil.rmtree(opened.data, ignore_errors=True)
+    staging.rename(opened.data)
+    opened.mark_done("prepare", opened.data_key)
+    if not quiet:
+        say(*summary_lines(prepared.report))
+    return prepared
+
+
+def _longest_part(opened: Run) -> Callable[[Example], int]:
+    """Tokens of an example's longest part. Raises SchemaError for what this tokenizer cannot write."""
     renderer = _renderer(opened)
     check_grammar(renderer.codec, [renderer.walk(part) for part in opened.task.parts])
 
-    def longest_part(example: Example) -> int:
+    def longest(example: Example) -> int:
         encoded = [renderer.encode(part, example) for part in opened.task.parts]
         return max((len(one.input_ids) for one in encoded if one is not None), default=0)
 
-    prepared = prepare_data(opened.recipe, opened.task, opened.data, longest_part)
-    say(*summary_lines(prepared.report))
-    opened.mark_done("prepare", opened.data_key)
-    return prepared
+    return longest
 
 
 def _renderer(opened: Run) -> Renderer:

@@ -2,11 +2,12 @@
 
 A stage is keyed by the hash of its inputs and settings; the same command finds finished stages and
 goes on with the first that is not. A folder that holds another recipe's run is never written into
-without being asked.
+without being asked, and a command that fails before it has any result leaves the folder as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -17,10 +18,13 @@ from typing import Any
 from afina import __version__
 from afina.core.config import Recipe, load_task
 from afina.core.errors import RunError
-from afina.core.storage import digest, ensure_folder, file_digest, read_json, write_json
+from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, read_json, write_json
 from afina.core.task import Task
 
-RECIPE, STAGES = "recipe.json", "stages.json"
+RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
+STAGING = ".data.tmp"  # splits that are being written
+TRAINED = ("specialist", "plan.json", "metrics.jsonl")
+EVALUATED = ("report.json", "report.html", "examples.json", "environment.json", "predictions")
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "llguidance",
     "scikit-learn", "scipy", "numpy", "polars", "datasketch", "pydantic",
@@ -29,11 +33,16 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder and the recipe and task that own it."""
+    """An opened run folder and the recipe and task that own it.
+
+    made: the folders created for it, innermost first. lock: held while the run is open.
+    """
 
     recipe: Recipe
     task: Task
     folder: Path
+    made: tuple[Path, ...] = ()
+    lock: Any = None
 
     @property
     def data(self) -> Path:
@@ -70,50 +79,112 @@ class Run:
     def evaluate_key(self) -> str:
         return digest([self.train_key, self.recipe.compare, self.recipe.answer.model_dump(mode="json")])
 
+    @property
+    def keys(self) -> dict[str, str]:
+        return {"prepare": self.data_key, "train": self.train_key, "evaluate": self.evaluate_key}
+
     def is_done(self, stage: str, key: str) -> bool:
-        path = self.folder / STAGES
-        return path.exists() and read_json(path).get(stage) == key
+        return _stages(self.folder).get(stage) == key
 
     def mark_done(self, stage: str, key: str) -> None:
-        path = self.folder / STAGES
-        write_json(path, {**(read_json(path) if path.exists() else {}), stage: key})
+        write_json(self.folder / STAGES, {**_stages(self.folder), stage: key})
+
+    # -- whose folder it is -----------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Make the folder this recipe's. Stages of the recipe before it that this one shares are kept,
+        the others are removed; files that are none of ours stay."""
+        if _owner(self.folder) == self.recipe.hash:
+            return
+        done = {stage: key for stage, key in self.keys.items() if self.is_done(stage, key)}
+        stale = [*(TRAINED if "train" not in done else ()), *(EVALUATED if "evaluate" not in done else ())]
+        with explain_write_errors(self.folder):
+            for name in stale:
+                _remove(self.folder / name)
+        write_json(self.folder / STAGES, done)
+        write_json(self.folder / RECIPE, {"hash": self.recipe.hash, **self.recipe.resolved()})
+
+    def release(self) -> None:
+        """Undo the opening of a folder in which nothing came to be: what was made for it is removed."""
+        shutil.rmtree(self.folder / STAGING, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not (self.folder / RECIPE).exists():
+                (self.folder / LOCK).unlink(missing_ok=True)
+            for folder in self.made:
+                folder.rmdir()  # refuses where something is in it
 
 
 def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
-    """Open the recipe's run folder, creating it if need be.
+    """Open the recipe's run folder, creating it if need be. Nothing in it is changed yet.
 
-    Raises RunError if the folder holds another recipe's run, or files that are no run, and
-    MachineError if it cannot be written.
+    overwrite: another recipe's run may be replaced, once this one's data are prepared.
+    Raises RunError if the folder holds another recipe's run, or files that are no run, or if another
+    process works in it, and MachineError if it cannot be written.
     """
     task = load_task(recipe.task)
     folder = recipe.run_dir
+    made = tuple(place for place in (folder, *folder.parents) if not place.exists())
     ensure_folder(folder)
-    owner = folder / RECIPE
-    if owner.exists():
-        found = read_json(owner).get("hash")
-        if found != recipe.hash and not overwrite:
-            raise RunError(
-                f"{folder}: holds the run of another recipe (hash {found}, this one is {recipe.hash}). "
-                "Choose another folder with output_dir=..., or pass --yes to overwrite it."
-            )
-        if found != recipe.hash:
-            _clear(folder)
-    elif any(folder.iterdir()):
+    owner = _owner(folder)
+    if owner is None and any(entry.name not in (STAGING, LOCK) for entry in folder.iterdir()):
         raise RunError(
             f"{folder}: is not empty and holds no run. Choose another folder with output_dir=..., "
             "so that nothing of yours is overwritten."
         )
-    if not owner.exists():
-        write_json(owner, {"hash": recipe.hash, **recipe.resolved()})
-    return Run(recipe, task, folder)
+    if owner is not None and owner != recipe.hash and not overwrite:
+        raise RunError(
+            f"{folder}: holds the run of another recipe (hash {owner}, this one is {recipe.hash}). "
+            "Choose another folder with output_dir=..., or pass --yes to replace that run."
+        )
+    return Run(recipe, task, folder, made, _lock(folder))
 
 
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _owner(folder: Path) -> str | None:
+    """The hash of the recipe whose run the folder holds; None if it holds none."""
+    path = folder / RECIPE
+    if not path.exists():
+        return None
+    try:
+        return str(read_json(path)["hash"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}: is damaged ({error}), so whose run this is cannot be told. "
+            "Choose another folder with output_dir=..., or delete this one."
+        ) from error
+
+
+def _stages(folder: Path) -> dict[str, str]:
+    try:
+        return read_json(folder / STAGES)
+    except (FileNotFoundError, ValueError):
+        return {}  # nothing is proved to be done
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> Any:
+    """An open file that no other process can lock; it is freed when this process ends, however it ends."""
+    try:
+        import fcntl  # no such module on Windows
+    except ImportError:
+        return None
+    file = (folder / LOCK).open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise RunError(
+            f"{folder}: another process is working in this run folder. Wait until it ends, or choose another folder "
+            "with output_dir=..."
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def versions() -> dict[str, str]:

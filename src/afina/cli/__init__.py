@@ -158,10 +158,10 @@ def demo(
 @app.command(epilog=_example("afina doctor"))
 def doctor(as_json: AsJson = False) -> None:
     """Tell what this machine can do: processor, memory, GPU, bf16, libraries."""
-    from afina.training.machine import doctor_lines, machine
+    from afina.training.machine import machine
 
     found = machine()
-    print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(doctor_lines(found)))
+    print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:

@@ -50,16 +50,18 @@ class Config(BaseModel):
 class TaskConfig(Config):
     """What is asked."""
 
-    name: str = Field("task", description="Short name, used in reports.")
+    name: str = Field(default="task", description="Short name, used in reports.")
     instruction: str = Field(min_length=1, description="What the model is told before the inputs.")
     inputs: list[str] | dict[str, str] = Field(description="Input columns, or a mapping from input name to column.")
     output: Any = Field(
         description="The answer: shorthand (" + schemas.SHORTHAND_HELP + "), a JSON Schema file, "
         "module:PydanticModel, or text for a free-text answer."
     )
-    reasoning: str | None = Field(None, description="Column with free text that the model writes before the labels.")
+    reasoning: str | None = Field(
+        default=None, description="Column with free text that the model writes before the labels."
+    )
     parts: dict[str, list[str] | dict[str, str]] | None = Field(
-        None,
+        default=None,
         description="Ask for each top-level answer field by itself: field -> its inputs (a list, or a mapping from "
         "the name shown to the input). Parts with equal schemas share what is learned.",
     )
@@ -70,9 +72,13 @@ class DataConfig(Config):
 
     path: Path = Field(description="CSV, TSV, JSONL, JSON, Parquet, Alpaca or chat JSONL, plain or gzipped.")
     format: Literal["auto", "csv", "tsv", "jsonl", "json", "parquet", "alpaca", "chat"] = "auto"
-    delimiter: str | None = Field(None, description="Of a CSV; found out when not given.")
-    header: list[str] | None = Field(None, description="Column names, for a table whose first line is already data.")
-    id_column: str | None = Field(None, description="Column with each row's own id; the line number when not given.")
+    delimiter: str | None = Field(default=None, description="Of a CSV; found out when not given.")
+    header: list[str] | None = Field(
+        default=None, description="Column names, for a table whose first line is already data."
+    )
+    id_column: str | None = Field(
+        default=None, description="Column with each row's own id; the line number when not given."
+    )
     columns: dict[str, str | dict[str, str]] = Field(
         default_factory=dict,
         description="Answer field -> column, where they differ. For a multi-label field also label -> 0/1 column.",
@@ -81,16 +87,20 @@ class DataConfig(Config):
         default_factory=dict,
         description="Answer field (or its last name, or '*') -> {text in the table: label}, as Felicidade: alegria.",
     )
-    list_separator: str = Field(",", min_length=1, description="Between the labels of a multi-label cell.")
-    validation_path: Path | None = Field(None, description="A table of its own for validation.")
-    test_path: Path | None = Field(None, description="A table of its own for the test; else test_size is split off.")
-    test_size: float = Field(0.2, gt=0, lt=1, description="Share of near-duplicate clusters for the test.")
-    validation_size: float = Field(0.1, gt=0, lt=1, description="Share of clusters for validation.")
-    near_duplicate_threshold: float = Field(0.8, ge=0.3, le=1, description="Jaccard similarity of word 3-grams.")
-    max_rejected: float = Field(0.1, ge=0, le=1, description="Largest share of rows that may be unusable.")
-    min_examples_per_label: int = Field(2, ge=0, description="A label used in fewer examples stops the run.")
+    list_separator: str = Field(default=",", min_length=1, description="Between the labels of a multi-label cell.")
+    validation_path: Path | None = Field(default=None, description="A table of its own for validation.")
+    test_path: Path | None = Field(
+        default=None, description="A table of its own for the test; else test_size is split off."
+    )
+    test_size: float = Field(default=0.2, gt=0, lt=1, description="Share of near-duplicate clusters for the test.")
+    validation_size: float = Field(default=0.1, gt=0, lt=1, description="Share of clusters for validation.")
+    near_duplicate_threshold: float = Field(
+        default=0.8, ge=0.3, le=1, description="Jaccard similarity of word 3-grams."
+    )
+    max_rejected: float = Field(default=0.1, ge=0, le=1, description="Largest share of rows that may be unusable.")
+    min_examples_per_label: int = Field(default=2, ge=0, description="A label used in fewer examples stops the run.")
     on_too_long: Literal["refuse", "truncate", "drop"] = Field(
-        "refuse", description="What happens to an example longer than train.max_length."
+        default="refuse", description="What happens to an example longer than train.max_length."
     )
 
     @field_validator("labels", mode="before")
@@ -110,17 +120,17 @@ class AdaptConfig(Config):
 
     path: Path
     column: str = Field(description="Column of the table that holds the text.")
-    num_train_epochs: float = Field(4, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
+    num_train_epochs: float = Field(default=4, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
 
 
 class TrainConfig(Config):
     """How the specialist is trained. `auto` lets the planner choose, and it says what it chose."""
 
-    base_model: str = Field("afina/nano", description="afina/nano, a local folder, or a Hugging Face model id.")
-    revision: str | None = Field(None, description="Git revision of a Hugging Face model.")
+    base_model: str = Field(default="afina/nano", description="afina/nano, a local folder, or a Hugging Face model id.")
+    revision: str | None = Field(default=None, description="Git revision of a Hugging Face model.")
     chat_template: Literal["auto", "chat", "completion"] = Field(
-        "auto",
+        default="auto",
         description="chat: the tokenizer's template; completion: plain text. auto: chat if it has a template "
         "and is no base model.",
     )
@@ -130,33 +140,36 @@ class TrainConfig(Config):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    bf16: bool | Auto = Field("auto", description="bfloat16 compute.")
-    lora_r: int = Field(16, ge=1)
-    lora_alpha: float = Field(64, gt=0)
-    lora_dropout: float = Field(0.1, ge=0, lt=1)
-    lora_target_modules: list[str] = Field(list(SevenModules), min_length=1)
+    bf16: bool | Auto = Field(default="auto", description="bfloat16 compute.")
+    lora_r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=64, gt=0)
+    lora_dropout: float = Field(default=0.1, ge=0, lt=1)
+    lora_target_modules: list[str] = Field(default=list(SevenModules), min_length=1)
     use_dora: bool = False
     use_rslora: bool = False
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] | Auto = "auto"
-    num_train_epochs: float = Field(3, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="Instead of num_train_epochs.")
-    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Peak.")
+    num_train_epochs: float = Field(default=3, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="Instead of num_train_epochs.")
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", description="Peak.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(0.3, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=0.3, gt=0)
     optim: Literal["adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"] = "adamw_torch"
-    max_length: int = Field(1024, ge=16, description="Tokens of one example, answer included.")
-    packing: bool | Auto = Field("auto", description="Several examples in one row, without attention between them.")
+    max_length: int = Field(default=1024, ge=16, description="Tokens of one example, answer included.")
+    packing: bool | Auto = Field(
+        default="auto", description="Several examples in one row, without attention between them."
+    )
     group_by_length: bool = False
     loss_on: Literal["completion", "choices"] = Field(
-        "completion", description="choices: only where the grammar leaves a choice; what it forces need not be learned."
+        default="completion",
+        description="choices: only where the grammar leaves a choice; what it forces need not be learned.",
     )
     gradient_checkpointing: bool | Auto = "auto"
-    logging_steps: int = Field(5, ge=1)
-    eval_steps: int | Auto = Field("auto", description="Steps between validation losses and checkpoints.")
-    early_stopping_patience: int | None = Field(None, ge=1, description="Evaluations without improvement.")
+    logging_steps: int = Field(default=5, ge=1)
+    eval_steps: int | Auto = Field(default="auto", description="Steps between validation losses and checkpoints.")
+    early_stopping_patience: int | None = Field(default=None, ge=1, description="Evaluations without improvement.")
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
     adapt: AdaptConfig | None = None
 
@@ -193,8 +206,10 @@ class TrainConfig(Config):
 class AnswerConfig(Config):
     """How answers are written."""
 
-    batch_size: int = Field(16, ge=1)
-    max_text_tokens: int = Field(256, ge=1, description="Limit of one free-text field; the JSON is closed after it.")
+    batch_size: int = Field(default=16, ge=1)
+    max_text_tokens: int = Field(
+        default=256, ge=1, description="Limit of one free-text field; the JSON is closed after it."
+    )
 
 
 class Recipe(Config):
@@ -205,10 +220,10 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     answer: AnswerConfig = AnswerConfig()
     compare: list[Literal["majority", "tfidf", "zero-shot", "finetuned"]] = Field(
-        ["majority", "tfidf", "zero-shot", "finetuned"], min_length=1
+        default=["majority", "tfidf", "zero-shot", "finetuned"], min_length=1
     )
-    seed: int = Field(42, ge=0, lt=2**32)
-    output_dir: Path | None = Field(None, description="The run folder; runs/<task name> when not given.")
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    output_dir: Path | None = Field(default=None, description="The run folder; runs/<task name> when not given.")
 
     @property
     def run_dir(self) -> Path:
@@ -371,7 +386,8 @@ def _parts(
         )
     result = {}
     for key in known:
-        shown = parts[key] if isinstance(parts[key], dict) else {name: name for name in parts[key]}
+        asked = parts[key]
+        shown = asked if isinstance(asked, dict) else {name: name for name in asked}
         unknown = [source for source in shown.values() if source not in inputs]
         if unknown or not shown:
             raise RecipeError(f"task.parts.{key}: {unknown} is no input of the task. Inputs are {list(inputs)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -47,7 +47,7 @@ class Progress:
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+def progress(label: str, total: int, unit: str = "rows") -> Generator[Progress]:
     """A Progress that cleans up after itself."""
     bar = Progress(label, total, unit)
     try:

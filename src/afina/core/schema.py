@@ -10,10 +10,11 @@ The order of properties is the order in which they are written.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from afina.core.errors import SchemaError
 
@@ -435,24 +436,29 @@ def _scalar_problems(value: Any, schema: Schema, kind: str, place: str) -> str |
     if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return f"{place!r} is {value!r}, expected {kind}"
     if kind == "string":
-        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-            return f"{place!r} has {len(value)} characters, expected at most {schema.get('maxLength')} " + (
-                f"and at least {schema['minLength']}" if "minLength" in schema else ""
-            )
-        if "pattern" in schema and not re.search(schema["pattern"], value):
-            return f"{place!r} is {value!r}, expected a text that matches {schema['pattern']}"
+        return _text_problems(str(value), schema, place)
     if kind in ("integer", "number"):
-        if value != value or value in (float("inf"), float("-inf")):
-            return f"{place!r} is {value!r}, expected a finite number"
-        low = value < schema.get("minimum", value) or (
-            "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]
-        )
-        high = value > schema.get("maximum", value) or (
-            "exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"]
-        )
-        if low or high:
-            bounds = {k: v for k, v in schema.items() if "imum" in k}
-            return f"{place!r} is {value!r}, expected a number within {bounds}"
+        return _number_problems(cast(float, value), schema, place)
+    return None
+
+
+def _text_problems(value: str, schema: Schema, place: str) -> str | None:
+    low, high = schema.get("minLength", 0), schema.get("maxLength", len(value))
+    if not low <= len(value) <= high:
+        return f"{place!r} has {len(value)} characters, expected {low} to {schema.get('maxLength', 'any number')}"
+    if "pattern" in schema and not re.search(schema["pattern"], value):
+        return f"{place!r} is {value!r}, expected a text that matches {schema['pattern']}"
+    return None
+
+
+def _number_problems(value: float, schema: Schema, place: str) -> str | None:
+    if not math.isfinite(value):
+        return f"{place!r} is {value!r}, expected a finite number"
+    low = value < schema.get("minimum", value) or value <= schema.get("exclusiveMinimum", -math.inf)
+    high = value > schema.get("maximum", value) or value >= schema.get("exclusiveMaximum", math.inf)
+    if low or high:
+        bounds = {k: v for k, v in schema.items() if "imum" in k}
+        return f"{place!r} is {value!r}, expected a number within {bounds}"
     return None
 
 
@@ -501,7 +507,7 @@ def coerce(raw: Any, schema: Schema, labels: Mapping[str, Any] | None = None, se
             if not problems(value, branch):
                 return value
         return raw
-    if schema.get("type") == "integer" and isinstance(raw, float) and raw == int(raw):
+    if schema.get("type") == "integer" and isinstance(raw, float) and raw.is_integer():
         return int(raw)
     if schema.get("type") == "string" and isinstance(raw, int | float) and not isinstance(raw, bool):
         return str(raw)

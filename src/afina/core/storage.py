@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,31 +33,35 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Generator[None]:
     """Turn the operating system's refusal to write into one clear line."""
     try:
         yield
+    except (BrokenPipeError, ConnectionError):
+        raise  # of a stream, not of the disk
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            reason = "the disk is full. Free some space, or choose another output_dir"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full, or a limit is reached. Free some space, or choose another folder"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = "the folder is not writable. Choose another output_dir, or change its permissions"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            reason = "a file stands where a folder is needed. Move it, or choose another output_dir"
+            reason = "the folder is not writable. Choose another folder, or change its permissions"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            reason = "a file stands where a folder is needed. Move it, or choose another folder"
+        elif error.errno == errno.EISDIR:
+            reason = "a folder stands where a file is needed. Choose another name"
         else:
-            raise
+            reason = f"{error.strerror or error}. Choose another folder"
         raise MachineError(f"{path}: cannot write: {reason}. Nothing half-written was left.") from error
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_file(path: Path, mode: str = "w") -> Generator[IO[Any]]:
     """A file that appears under its name only when written to the end; on error nothing is left."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
-            with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -105,6 +109,9 @@ def require_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise DataError(f"{path}: found a folder, expected {what}. Name a file in it.")
     if not path.exists():
-        raise DataError(f"{path}: no such file, expected {what}. Check the path; it is relative to the recipe.")
+        raise DataError(
+            f"{path}: no such file, expected {what}. Check the path; in a recipe it is relative to the recipe, "
+            "on the command line to the current folder."
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty, expected {what}. Export the table again.")

@@ -38,7 +38,8 @@ class Renderer:
                 f"{codec.tokenizer.name_or_path}: has no chat template, but chat_template: chat was asked for. "
                 "Use chat_template: completion."
             )
-        self.task, self.style, self.show_schema = task, style, show_schema
+        self.task, self.show_schema = task, show_schema
+        self.style: Style = style
         self.codec = codec
 
     @property

@@ -19,6 +19,8 @@ from afina.core.storage import explain_write_errors
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
 STAGING = ".writing"
+# What torch.save and safetensors say when the system refuses to write more.
+DISK_FULL = ("No space left", "PytorchStreamWriter", "File too large", "unexpected pos", "iostream error")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -65,9 +67,7 @@ def disk_errors(path: Path) -> Generator[None]:
         except OSError:
             raise
         except Exception as error:
-            if any(
-                text in str(error) for text in ("No space left", "os error 28", "PytorchStreamWriter", "File too large")
-            ):
+            if any(text in str(error) for text in DISK_FULL):
                 raise MachineError(
                     f"{path}: cannot write: the disk is full. Free some space, then give the same command again: it "
                     "continues from the checkpoint before. Nothing half-written was left."
