@@ -77,7 +77,7 @@ def bits_per_byte(model: torch.nn.Module, tokenizer: Tokenizer, documents: list[
     nats = num_bytes = 0.0
     with torch.no_grad():
         for document in documents:
-            ids = tokenizer.encode(document).ids + [tokenizer.token_to_id("<|eos|>")]
+            ids = [*tokenizer.encode(document).ids, tokenizer.token_to_id("<|eos|>")]
             num_bytes += len(document.encode())
             for start in range(0, len(ids) - 1, CONTEXT):
                 window = torch.tensor([ids[start : start + CONTEXT + 1]])
@@ -124,8 +124,11 @@ def main() -> None:
 
     # 1-2. Corpus, tokenizer, stream
     corpus = load(args.data, SEED)
-    print(f"{len(corpus.train)} documents, {len(corpus.pairs)} pairs, {corpus.dropped} dropped, held out "
-          f"{ {k: (len(v), sum(len(d.encode()) for d in v)) for k, v in corpus.held_out.items()} }", flush=True)
+    print(
+        f"{len(corpus.train)} documents, {len(corpus.pairs)} pairs, {corpus.dropped} dropped, held out "
+        f"{ {k: (len(v), sum(len(d.encode()) for d in v)) for k, v in corpus.held_out.items()} }",
+        flush=True,
+    )
     if not (args.out / "tokenizer.json").exists():
         sample = corpus.train[::2] + [t for pair in corpus.pairs[::4] for t in pair]
         save_tokenizer(train_tokenizer(sample), args.out, MAX_POSITIONS)
@@ -184,8 +187,13 @@ def main() -> None:
             left = (num_steps - step) * BATCH * CONTEXT / speed / 60
             print(f"step {step}/{num_steps} loss {smoothed:.3f} {speed:.0f} tokens/s {left:.0f} min left", flush=True)
         if time.time() - last_saved > 300 or step == num_steps:
-            state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts],
-                     "step": step, "cooldown_at": cooldown_at, "num_steps": num_steps}
+            state = {
+                "model": model.state_dict(),
+                "opts": [o.state_dict() for o in opts],
+                "step": step,
+                "cooldown_at": cooldown_at,
+                "num_steps": num_steps,
+            }
             torch.save(state, args.out / "checkpoint.tmp")
             (args.out / "checkpoint.tmp").replace(checkpoint)
             last_saved = time.time()

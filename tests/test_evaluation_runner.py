@@ -15,7 +15,6 @@ from afina.core import schema as schemas
 from afina.core.predictor import Example, Inputs, Prediction, Usage
 from afina.core.task import Task
 from afina.evaluation.runner import SystemRun, evaluate, run_system
-from afina.evaluation.verdict import verdict_table
 
 POLARITY = ["positivo", "negativo", "neutro"]
 SENTENCE = {"polaridade": POLARITY, "emocao": ["medo", "raiva"]}
@@ -172,15 +171,6 @@ def test_a_smaller_error_of_a_number_is_better() -> None:
     report = evaluate(task, test, [], [system("a", "finetuned", near), system("b", "tfidf", far)], 0)
     assert [(t["field"], t["metric"]) for t in report["tests"]] == [("n", "mae")]
     assert "better than TF-IDF on n (mean absolute error -1.40, p = " in report["verdict"]
-
-
-def test_table_has_one_row_per_system_with_equal_titles() -> None:
-    rows = verdict_table(report_of(examples(40), ("majority", POOR), ("finetuned", GOOD)))
-    assert [row["system"] for row in rows] == ["majority", "finetuned"]
-    assert len({tuple(row) for row in rows}) == 1
-    assert rows[0]["valid"] == "100 %"
-    assert rows[1]["training"] == "3.0 s"
-    assert "[" in rows[1]["polaridade accuracy"]
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from typing import Any
 from afina.core.errors import DataError
 from afina.core.predictor import Prediction
 from afina.core.progress import progress
-from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest
+from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, require_file
 from afina.data.examples import read_inputs
 from afina.data.formats import prediction_format, write_predictions
 from afina.strategies.finetuned import Specialist
@@ -35,18 +35,24 @@ def predict_file(
 
     Raises DataError (table, output), RunError or ModelError (specialist), MachineError (disk).
     """
+    # 1. Everything that can be refused without loading the model.
     prediction_format(output)
-    if output.exists() and not overwrite:
-        raise DataError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite it.")
-    ensure_folder(output.parent)
+    require_file(source, "a table with rows to answer")
+    if output.exists() and (output.is_dir() or not overwrite):
+        raise DataError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite a file.")
+    if output.exists() and output.samefile(source):
+        raise DataError(f"{output}: is the input itself, which would be lost. Choose another --output.")
+    # 2. The specialist, the rows, and what an interrupted job has answered already.
     specialist = Specialist.load(run, batch_size=batch_size)
     rows = read_inputs(source, specialist.task, id_column)
+    ensure_folder(output.parent)
     manifest = specialist.manifest
     key = digest([file_digest(source), manifest.fingerprint, manifest.recipe_hash, manifest.data_hash, id_column])
     partial = output.with_name(f".{output.name}.partial.jsonl")
     done = read_partial(partial, key)
     if done:
         print(f"continuing after {len(done)} rows", file=sys.stderr)
+    # 3. Answer the rest, kept as it comes; then all of it at once under the output's name.
     step = specialist.predictor.batch_size * BATCHES
     with (
         explain_write_errors(partial),
@@ -81,7 +87,10 @@ def read_partial(partial: Path, key: str) -> list[dict[str, Any]]:
         return []
     whole = partial.read_bytes()
     kept = whole[: whole.rfind(b"\n") + 1]
-    rows = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+    try:
+        rows = [json.loads(line) for line in kept.decode("utf-8").split("\n") if line]
+    except ValueError:
+        rows = []  # not what we wrote: answered again
     if not rows or rows[0].get("key") != key:
         partial.unlink()
         return []

@@ -160,6 +160,7 @@ def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measur
     found = make_plan(settings, facts, lengths, here)
     if not found.fits or not measure:
         return found
+    say("measuring a few training steps")
     step_s = local.measure_step_s(load_spec(settings.base), settings, encoded, opened.recipe.seed)
     return make_plan(settings, facts, lengths, here, step_s)
 

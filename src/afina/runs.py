@@ -18,7 +18,7 @@ from typing import Any
 from afina import __version__
 from afina.core.config import Recipe, load_task
 from afina.core.errors import RunError
-from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, read_json, write_json
+from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, read_json, require_file, write_json
 from afina.core.task import Task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
@@ -122,6 +122,7 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     process works in it, and MachineError if it cannot be written.
     """
     task = load_task(recipe.task)
+    require_files(recipe)
     folder = recipe.run_dir
     made = tuple(place for place in (folder, *folder.parents) if not place.exists())
     ensure_folder(folder)
@@ -137,6 +138,14 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
             "Choose another folder with output_dir=..., or pass --yes to replace that run."
         )
     return Run(recipe, task, folder, made, _lock(folder))
+
+
+def require_files(recipe: Recipe) -> None:
+    """Raise DataError for a data file that is missing or empty, before anything is made."""
+    adapt = recipe.train.adapt
+    for path in (recipe.data.path, recipe.data.validation_path, recipe.data.test_path, adapt.path if adapt else None):
+        if path is not None:
+            require_file(path, "a table")
 
 
 def _owner(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The command line: one thin command per verb. No logic, and no torch before a verb needs it.
 
+Results go to standard output, progress and notes to standard error.
 Exit codes: 0 done, 2 the user's input, 1 our bug, 130 interrupted.
 """
 
@@ -15,11 +16,15 @@ from typing import Annotated, Any, Optional
 import typer
 
 from afina import __version__
-from afina.core.errors import AfinaError
+from afina.core.errors import AfinaError, RecipeError
+
+ABOUT = "From a labelled table to a small language model that you keep, with proof of how good it is."
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="afina",
-    help="From a labelled table to a small language model that you keep, with proof of how good it is.",
+    help=ABOUT,
+    epilog="Begin with: afina demo. With a table of yours: afina init table.csv, then afina run recipe.yaml.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -27,13 +32,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+TABLE = "CSV, TSV, JSONL, JSON or Parquet, plain or gzipped"
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder (output_dir of a recipe).", metavar="RUN")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this annotation
-    typer.Argument(help="Settings that replace the recipe's, as train.lora_r=32", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Settings that replace the recipe's, as train.lora_r=32", metavar="KEY=VALUE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite a run of another recipe in the same folder.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace the run of another recipe in the same folder.")]
 
 
 def _example(text: str) -> str:
@@ -42,18 +49,19 @@ def _example(text: str) -> str:
 
 @app.command(epilog=_example("afina init noticias.csv --output recipe.yaml"))
 def init(
-    data: Annotated[Path, typer.Argument(help="A labelled table: CSV, TSV, JSONL, JSON or Parquet.")],
+    data: Annotated[Path, typer.Argument(help=f"A labelled table: {TABLE}.", metavar="TABLE")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the recipe.")] = Path("recipe.yaml"),
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Overwrite an existing recipe.")] = False,
 ) -> None:
     """Propose a recipe from a table."""
-    from afina.core.errors import RecipeError
-    from afina.core.storage import write_text
+    from afina.core.storage import ensure_folder, write_text
     from afina.data.propose import propose_recipe
 
-    if output.exists() and not yes:
-        raise RecipeError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite it.")
-    write_text(output, propose_recipe(data, written_to=output.parent))
+    if output.exists() and (output.is_dir() or not yes):
+        raise RecipeError(f"{output}: exists already. Choose another --output, or pass --yes to overwrite a file.")
+    proposed = propose_recipe(data, written_to=output.parent)
+    ensure_folder(output.parent)
+    write_text(output, proposed)
     print(f"Wrote {output}. Read it, correct it, then: afina plan {output}")
 
 
@@ -67,7 +75,10 @@ def schema() -> None:
 
 @app.command(epilog=_example("afina plan recipe.yaml train.lora_r=32"))
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a run will need before anything runs: parameters, memory, steps, time."""
+    """Say what a run needs: parameters, memory, time.
+
+    Reads the data and measures a few steps; nothing is written.
+    """
     from afina import pipeline
 
     made = pipeline.plan(pipeline.read(recipe, overrides))
@@ -80,61 +91,79 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, a
     from afina import pipeline
     from afina.data.prepare import summary_lines
 
-    prepared = pipeline.prepare(pipeline.open_run(recipe, overrides, overwrite=yes))
-    print(json.dumps(prepared.report, indent=1) if as_json else "\n".join(summary_lines(prepared.report)))
+    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
+    prepared = pipeline.prepare(opened, quiet=True)
+    if as_json:
+        print(json.dumps(prepared.report, ensure_ascii=False, indent=1))
+        return
+    print("\n".join(summary_lines(prepared.report)))
+    print(f"Prepared: {opened.data}")
 
 
 @app.command(epilog=_example("afina train recipe.yaml"))
 def train(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False) -> None:
-    """Fine-tune; a killed training continues from its last checkpoint."""
+    """Fine-tune. Killed, the same command continues.
+
+    It goes on from the last checkpoint, to the same weights.
+    """
     from afina import pipeline
 
-    run = pipeline.open_run(recipe, overrides, overwrite=yes)
-    pipeline.prepare(run)
-    print(f"Specialist: {pipeline.train(run)}")
+    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
+    pipeline.prepare(opened)
+    print(f"Specialist: {pipeline.train(opened)}")
 
 
 @app.command(epilog=_example("afina evaluate recipe.yaml"))
 def evaluate(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Compare the specialist and the baselines on the untouched test rows."""
+    """Compare all systems on the untouched test rows.
+
+    Trains first where the recipe compares a specialist that is not there yet.
+    """
     from afina import pipeline
 
-    run = pipeline.open_run(recipe, overrides, overwrite=yes)
-    _print_result(pipeline.evaluate(run), as_json)
+    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
+    _print_result(pipeline.evaluate(opened), as_json)
+    print(f"Result: {opened.folder / 'report.json'}. As a page: afina report {opened.folder}", file=sys.stderr)
 
 
 @app.command(epilog=_example("afina run recipe.yaml data.path=table.csv output_dir=runs/first"))
 def run(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """The whole job: prepare, plan, train, evaluate, report. Killed, the same command continues."""
+    """The whole job: prepare, train, evaluate, report.
+
+    Killed, the same command continues where it stopped; finished, it prints the result again.
+    """
     from afina import pipeline
 
-    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
-    _print_result(pipeline.run(opened), as_json)
-    print(f"Report: {opened.folder / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
+    _run(pipeline.open_run(recipe, overrides, overwrite=yes), as_json)
 
 
 @app.command(epilog=_example("afina predict runs/noticias --input new.csv --output answers.jsonl"))
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder or a specialist folder.")],
-    source: Annotated[Path, typer.Option("--input", "-i", help="Rows to answer: CSV, TSV, JSONL, JSON or Parquet.")],
+    run: Annotated[Path, typer.Argument(help="A run folder or a specialist folder.", metavar="RUN")],
+    source: Annotated[Path, typer.Option("--input", "-i", help=f"Rows to answer: {TABLE}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV, JSONL or Parquet; one row out per row in.")],
     id_column: Annotated[Optional[str], typer.Option(help="Column with each row's own id.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Rows answered together.")] = None,  # noqa: UP045
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Overwrite an existing output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Answer every row of a table; killed, the same command continues."""
+    """Answer every row of a table. Killed, the same command continues."""
     from afina.answering import predict_file
 
     count, failed = predict_file(run, source, output, id_column=id_column, batch_size=batch_size, overwrite=yes)
-    print(f"{count} rows answered, {failed} with an error (column 'error' says why): {output}")
+    if as_json:
+        print(json.dumps({"rows": count, "errors": failed, "output": str(output)}))
+        return
+    errors = f", {failed} of them with an error (`error` says why)" if failed else ""
+    print(f"{count} row{'s' * (count != 1)} answered{errors}: {output}")
 
 
 @app.command(epilog=_example("afina report runs/noticias --language pt"))
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunPath,
     language: Annotated[str, typer.Option(help="en or pt.")] = "en",
 ) -> None:
-    """Write the report of a finished run again."""
+    """Write the report of an evaluated run again."""
     from afina import pipeline
 
     print(f"Report: {pipeline.write_reports(run, language)}")
@@ -144,37 +173,47 @@ def report(
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
-    """The whole job with the embedded model on the embedded news items; no network."""
+    """The whole job on the embedded news; no network."""
     from afina import pipeline
     from afina.core.config import load_recipe
 
     recipe = load_recipe(pipeline.DEMO_RECIPE, [f"output_dir={output_dir}"])
-    opened = pipeline.open_recipe(recipe, overwrite=yes)
-    _print_result(pipeline.run(opened), as_json=False)
-    print(f"Report: {opened.folder / 'report.html'}")
+    _run(pipeline.open_recipe(recipe, overwrite=yes), as_json)
 
 
 @app.command(epilog=_example("afina doctor"))
 def doctor(as_json: AsJson = False) -> None:
-    """Tell what this machine can do: processor, memory, GPU, bf16, libraries."""
+    """Tell what this machine can do."""
+    from afina.runs import versions
     from afina.training.machine import machine
 
-    found = machine()
-    print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
+    found, libraries = machine(), versions()
+    if as_json:
+        print(json.dumps({**found.to_json(), "versions": libraries}, indent=1))
+        return
+    print("\n".join(found.lines()))
+    print("libraries   " + "\n            ".join(f"{name} {version}" for name, version in libraries.items()))
+
+
+def _run(opened: Any, as_json: bool) -> None:
+    from afina import pipeline
+
+    _print_result(pipeline.run(opened), as_json)
+    page, specialist = opened.folder / "report.html", opened.specialist
+    print(f"Report:     {page}", file=sys.stderr if as_json else sys.stdout)
+    if specialist.is_dir():
+        print(f"Specialist: {specialist}", file=sys.stderr if as_json else sys.stdout)
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=1))
         return
-    from rich.console import Console
+    from afina.cli.table import result_lines
 
-    from afina.cli.table import result_table
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(result_table(result))
-    console.print(result["verdict"], soft_wrap=True, markup=False)
+    print("\n".join(result_lines(result)))
 
 
 def _version(value: bool) -> None:
@@ -189,7 +228,10 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a labelled table to a small language model that you keep, with proof of how good it is."""
+    pass
+
+
+_root.__doc__ = ABOUT
 
 
 def main() -> None:
@@ -197,13 +239,12 @@ def main() -> None:
     # A tokenizer's own threads fork badly, and its warning about it says nothing to a user.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        raise SystemExit(_invoke())
     except AfinaError as error:
         print(f"afina: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("afina: interrupted. The same command continues where it stopped.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(_interrupted()) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
@@ -211,3 +252,22 @@ def main() -> None:
         traceback.print_exc()
         print(f"afina: this is a bug of ours, not of your input: {error!r}. Please report it.", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _invoke() -> int:
+    """The verb's exit code. Usage errors are told here; typer alone would swallow Ctrl-C without a word."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        return _interrupted()
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):  # a usage error of typer's
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return error.exit_code  # type: ignore[attr-defined]
+    return _interrupted() if code == INTERRUPTED else int(code or 0)
+
+
+def _interrupted() -> int:
+    print("\nafina: interrupted. The same command continues where it stopped.", file=sys.stderr)
+    return INTERRUPTED

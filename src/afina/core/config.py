@@ -115,6 +115,25 @@ class DataConfig(Config):
         }
 
 
+    @model_validator(mode="after")
+    def _splits_hold(self) -> DataConfig:
+        """A size beside a file of its own has no effect; sizes that leave nothing to train on cannot be."""
+        shares: dict[str, float] = {}
+        for name in ("test", "validation"):
+            own, size = f"{name}_path", f"{name}_size"
+            if getattr(self, own) is None:
+                shares[size] = getattr(self, size)
+            elif size in self.model_fields_set:
+                raise ValueError(
+                    f"{own} is given, so {size} has no effect. Remove one; data.{size}=null on the command line takes "
+                    "the recipe's away."
+                )
+        if sum(shares.values()) >= 1:
+            found = " and ".join(f"{name} {share}" for name, share in shares.items())
+            raise ValueError(f"{found} leave nothing to train on. Their sum must be below 1.")
+        return self
+
+
 class AdaptConfig(Config):
     """Plain language modelling on the domain's unlabelled text before the task is learned."""
 
@@ -189,17 +208,21 @@ class TrainConfig(Config):
                 "Write lr_scheduler_type: constant_with_warmup, or warmup_ratio: 0."
             )
         if "max_steps" in given and "num_train_epochs" in given and self.max_steps is not None:
-            raise ValueError("max_steps and num_train_epochs are both given. Keep one of them.")
+            raise ValueError(
+                "max_steps and num_train_epochs are both given. Keep one of them; train.num_train_epochs=null on the "
+                "command line takes the recipe's away."
+            )
         if self.packing is True and self.group_by_length:
             raise ValueError("packing fills every row, so group_by_length has no effect. Keep one of them.")
         if self.finetuning_type == "full":
             unused = sorted(k for k in given if k.startswith("lora_") or k in ("use_dora", "use_rslora"))
             if unused:
                 raise ValueError(f"finetuning_type: full has no adapter, so {unused[0]} has no effect. Remove it.")
-        if self.load_in_4bit is False:
+        if self.load_in_4bit is False or self.load_in_8bit:
             unused = sorted(k for k in given if k.startswith("bnb_4bit_"))
             if unused:
-                raise ValueError(f"load_in_4bit is false, so {unused[0]} has no effect. Remove it.")
+                why = "load_in_8bit is true" if self.load_in_8bit else "load_in_4bit is false"
+                raise ValueError(f"{why}, so {unused[0]} has no effect. Remove it.")
         return self
 
 
@@ -224,6 +247,13 @@ class Recipe(Config):
     )
     seed: int = Field(default=42, ge=0, lt=2**32)
     output_dir: Path | None = Field(default=None, description="The run folder; runs/<task name> when not given.")
+
+    @field_validator("compare", mode="after")
+    @classmethod
+    def _compared_once(cls, compare: list[str]) -> list[str]:
+        if len(set(compare)) < len(compare):
+            raise ValueError(f"a system stands twice in {compare}. Remove one.")
+        return compare
 
     @property
     def run_dir(self) -> Path:
@@ -251,15 +281,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.exists():
         raise RecipeError(f"{path}: no such recipe. Write one with: afina init DATA.csv")
     if path.is_dir():
-        raise RecipeError(f"{path}: found a folder, expected a recipe (a YAML file).")
+        raise RecipeError(f"{path}: found a folder, expected a recipe (a YAML file). Name the file in it.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is no UTF-8 text. A recipe is a YAML file.") from error
+        raise RecipeError(f"{path}: is no UTF-8 text, expected a recipe (a YAML file). Name another.") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(
+            f"{_place(path, error)}: is no valid YAML: {_yaml_problem(error)}. Correct that line; `afina init` writes "
+            "a recipe to start from."
+        ) from error
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: found {type(raw).__name__}, expected a mapping with task, data and train.")
+        found = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        raise RecipeError(
+            f"{path}: found {found}, expected the groups task, data and train. Write a recipe with: afina init DATA.csv"
+        )
     for place in PATHS:
         _rebase(raw, place, path.parent)
     output = raw.get("task", {}).get("output") if isinstance(raw.get("task"), dict) else None
@@ -281,17 +317,35 @@ def _rebase(raw: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
         node[keys[-1]] = str(folder / node[keys[-1]])
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand only once: of two, PyYAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _place(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"{path}:{mark.line + 1}" if mark else str(path)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    parts = (getattr(error, name, None) for name in ("context", "problem"))
+    return ", ".join(part for part in parts if part) or " ".join(str(error).split())
+
+
 def _override(raw: dict[str, Any], text: str) -> None:
+    """Write one KEY=VALUE into the recipe; KEY=null takes the key away, so that its default holds again."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {text!r}: expected KEY=VALUE, as in train.lora_r=32")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {text!r}: the value is no valid YAML: {error}") from error
-    if isinstance(parsed, str):
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)  # YAML 1.1 reads 2e-4 as text
+    parsed = _override_value(key, value, text)
     node = raw
     *parents, last = key.split(".")
     for parent in parents:
@@ -300,7 +354,40 @@ def _override(raw: dict[str, Any], text: str) -> None:
                 f"override {text!r}: {parent!r} is a single value in the recipe, not a group of settings."
             )
         node = node[parent]
-    node[last] = parsed
+    if parsed is None:
+        node.pop(last, None)
+    else:
+        node[last] = parsed
+
+
+def _override_value(key: str, value: str, text: str) -> Any:
+    wants_text = _annotation(key) in (str, Path, str | None, Path | None)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        if wants_text:
+            return value  # as data.delimiter=|
+        raise RecipeError(
+            f"override {text!r}: the value is no valid YAML: {_yaml_problem(error)}. Put it in quotes."
+        ) from error
+    if wants_text and parsed is not None:
+        return parsed if isinstance(parsed, str) else value  # as output_dir=2026
+    if isinstance(parsed, str):
+        with contextlib.suppress(ValueError):
+            return float(parsed)  # YAML 1.1 reads 2e-4 as text
+    return parsed
+
+
+def _annotation(key: str) -> Any:
+    """The type of a dotted key; None if there is no such key."""
+    model: Any = Recipe
+    for part in key.split("."):
+        info = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Config) else None
+        if info is None:
+            return None
+        inner = [t for t in typing.get_args(info.annotation) if isinstance(t, type) and issubclass(t, Config)]
+        model = inner[0] if inner else info.annotation
+    return model
 
 
 def make_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -308,14 +395,44 @@ def make_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from error
+        # The branches of a union fail one by one: what each wanted becomes one line.
+        problems: dict[str, list[Mapping[str, Any]]] = {}
+        for problem in error.errors():
+            problems.setdefault(_key(problem), []).append(problem)
+        lines = [_explain(key, found) for key, found in problems.items()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    place = [str(part) for part in problem["loc"] if part not in ("int", "float", "bool", "list[str]", "dict[str,str]")]
-    place = [part for part in place if not part.startswith(("literal[", "constrained-", "function-"))]
-    key = ".".join(place)
+BRANCHES = ("int", "float", "bool", "str", "list[str]", "dict[str,str]")  # pydantic's names in a union's place
+EXPECTED = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_parsing": "true or false", "bool_type": "true or false",
+    "string_type": "text", "path_type": "a path", "string_too_short": "some text",
+    "list_type": "a list, as [a, b]", "too_short": "at least one entry",
+    "dict_type": "a mapping, as {name: value}", "model_type": "a group of settings",
+    "model_attributes_type": "a group of settings",
+}  # fmt: skip
+LIMITS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+def _key(problem: Mapping[str, Any]) -> str:
+    place = [str(part) for part in problem["loc"] if part not in BRANCHES]
+    return ".".join(part for part in place if not part.startswith(("literal[", "constrained-", "function-")))
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    context = problem.get("ctx", {})
+    if problem["type"] == "literal_error":
+        return context["expected"]
+    for name, words in LIMITS.items():
+        if name in context:
+            return f"{words} {context[name]}"
+    return EXPECTED.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+
+
+def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
+    problem, place = problems[0], key.split(".")
     if problem["type"] == "extra_forbidden":
         known = list(known_keys())
         siblings = [k for k in known if k.rpartition(".")[0] == ".".join(place[:-1])]
@@ -326,15 +443,15 @@ def _explain(problem: Mapping[str, Any]) -> str:
             k for k in siblings if difflib.get_close_matches(place[-1], [k.rpartition(".")[2]], n=1, cutoff=0.6)
         ]
         matches += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-        hint = f"Did you mean {matches[0]}?" if matches else f"Known here: {', '.join(siblings) or 'nothing'}."
+        names = ", ".join(name.rpartition(".")[2] for name in siblings) or "nothing"
+        hint = f"Did you mean {matches[0]}?" if matches else f"Known here: {names}."
         return f"unknown key {key}. {hint}"
     if problem["type"] == "missing":
-        return f"{key} is missing, and it has no default."
+        return f"{key} is missing, and it has no default. Add it; `afina schema` describes every key."
     if problem["type"] == "value_error":
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-    found = problem.get("input")
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}: found {found!r}, {message}"
+    expected = " or ".join(dict.fromkeys(_expected(one) for one in problems))
+    return f"{key}: found {problem.get('input')!r}, expected {expected}. Correct it; `afina schema` describes every key."
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

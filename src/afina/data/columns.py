@@ -91,10 +91,10 @@ def text_of(value: Any) -> str:
 
 
 def missing_column(path: Path, table: Table, column: str, needed_by: str, setting: str) -> DataError:
-    """setting: how the recipe would name another column; {} stands for it."""
+    """setting: how the recipe would name another column; {} stands for it. Empty where there is no recipe."""
     near = difflib.get_close_matches(column, table.columns, n=1, cutoff=0.5)
-    fix = setting.format(near[0] if near else "COLUMN")
-    hint = f"The nearest is {near[0]!r}: if it is meant, write {fix}." if near else f"Name the column: {fix}."
+    fix = f"write {setting.format(near[0] if near else 'COLUMN')}" if setting else f"rename it to {column!r}"
+    hint = f"The nearest is {near[0]!r}: if it is meant, {fix}." if near else f"If another column is meant, {fix}."
     return DataError(f"{path}: no column {column!r} ({needed_by}). The columns are {table.columns}. {hint}")
 
 

@@ -88,11 +88,12 @@ def _check_columns(path: Path, table: Table, task: Task, data: DataConfig) -> An
     return find_answers(path, table, task, data)
 
 
-def check_inputs(path: Path, table: Table, task: Task) -> None:
+def check_inputs(path: Path, table: Table, task: Task, *, has_recipe: bool = True) -> None:
     """Raises DataError for an input without a column."""
     for name, column in task.inputs.items():
         if not has_column(column, table):
-            raise missing_column(path, table, column, f"task input {name!r}", f"task.inputs: {{{{{name}: {{}}}}}}")
+            setting = f"task.inputs: {{{{{name}: {{}}}}}}" if has_recipe else ""
+            raise missing_column(path, table, column, f"task input {name!r}", setting)
 
 
 def _reasoning_column(path: Path, table: Table, task: Task, data: DataConfig) -> str | None:
@@ -174,12 +175,14 @@ def read_inputs(
 ) -> list[InputRow]:
     """Every row of a table to be answered, in order; a row that cannot be read has a problem, not an absence.
 
-    The id is the line number where there is no id column, the file lacks it, or the cell is empty.
-    Raises DataError for a file that cannot be read and for a missing input column.
+    The id is the line number where no id column is named, or its cell is empty.
+    Raises DataError for a file that cannot be read and for a missing input or id column.
     """
     table = read_table(Path(path), format=format, delimiter=delimiter, header=header)
     if table.rows:
-        check_inputs(Path(path), table, task)
+        check_inputs(Path(path), table, task, has_recipe=False)
+        if id_column and not has_column(id_column, table):
+            raise missing_column(Path(path), table, id_column, "each row's id", "--id-column {}")
     rows: list[InputRow] = []
     for entry in in_order(table):
         if isinstance(entry, Rejection):

@@ -56,17 +56,17 @@ def prepare(recipe: Recipe, task: Task, folder: Path, token_lengths: TokenLength
     if token_lengths:
         lengths, too_long = _measure(sources, token_lengths, recipe)
         rejected += too_long
-    notes = check_labels(sources["train"].examples, task, data.min_examples_per_label)
+    notes = check_labels(sources["train"].examples, task, data.min_examples_per_label, str(data.path))
     # 3. Clusters over all files together, then the split.
     duplicates = _cluster(sources, task, data.near_duplicate_threshold)
     everything = [example for source in sources.values() for example in source.examples]
     described = describe_duplicates(duplicates, everything)
-    splits = split_by_cluster(sources["train"].examples, task, shares, recipe.seed)
+    splits = split_by_cluster(sources["train"].examples, task, shares, recipe.seed, str(data.path))
     splits |= {name: source.examples for name, source in sources.items() if name != "train"}
     removed = _remove_leaks(splits, sources)
     rejected += removed
     splits = {name: splits[name] for name in SPLITS}
-    _refuse_empty_split(splits, removed)
+    _refuse_empty_split(data, splits, removed)
     # 4. The account.
     report: dict[str, Any] = {
         "version": REPORT_VERSION,
@@ -98,11 +98,7 @@ def _shares(data: DataConfig) -> dict[str, float]:
     if data.test_path is None:
         shares["test"] = data.test_size
     rest = 1 - sum(shares.values())
-    if rest <= 0:
-        raise DataError(
-            f"data.test_size {data.test_size} and data.validation_size {data.validation_size} leave nothing to "
-            "train on. Their sum must be below 1."
-        )
+    assert rest > 0, "the recipe refuses sizes that leave nothing to train on"
     return {"train": rest, **shares}
 
 
@@ -150,14 +146,17 @@ def _remove_leaks(splits: dict[str, list[Example]], sources: Mapping[str, Exampl
     return removed
 
 
-def _refuse_empty_split(splits: Mapping[str, Sequence[Example]], removed: Sequence[Rejection]) -> None:
+def _refuse_empty_split(
+    data: DataConfig, splits: Mapping[str, Sequence[Example]], removed: Sequence[Rejection]
+) -> None:
     if empty := [name for name, examples in splits.items() if not examples]:
         found = ", ".join(f"{name} {len(examples)}" for name, examples in splits.items())
-        cause = f" after {len(removed)} near-duplicates were removed" if removed else ""
-        raise DataError(
-            f"the split {name_some(empty)} has no examples{cause} ({found}). "
-            "Add rows, or change data.test_size and data.validation_size."
-        )
+        own = [str(path) for path in (data.validation_path, data.test_path) if path is not None]
+        cause, fix = "", "Add rows, or change data.test_size and data.validation_size."
+        if removed:
+            cause = f" after {len(removed)} rows were removed that are near-duplicates of rows in {' or '.join(own)}"
+            fix = "Name a test table with other rows, or leave data.test_path out, so that the test is split off."
+        raise DataError(f"{data.path}: the split {name_some(empty)} has no examples{cause} ({found}). {fix}")
 
 
 def _leakage(splits: Mapping[str, Sequence[Example]], task: Task, threshold: float, num_removed: int) -> dict[str, Any]:

@@ -63,8 +63,11 @@ def label_table(splits: Mapping[str, Sequence[Example]], task: Task) -> dict[str
     return table
 
 
-def check_labels(examples: Sequence[Example], task: Task, at_least: int) -> list[str]:
-    """Notes on labels that never occur. Raises DataError for labels in fewer than `at_least` examples."""
+def check_labels(examples: Sequence[Example], task: Task, at_least: int, where: str = "the table") -> list[str]:
+    """Notes on labels that never occur. Raises DataError for labels in fewer than `at_least` examples.
+
+    where: the table's name, for the message.
+    """
     notes: list[str] = []
     problems: list[str] = []
     for group in task.groups:
@@ -78,7 +81,7 @@ def check_labels(examples: Sequence[Example], task: Task, at_least: int) -> list
             if 0 < counts[label] < at_least:
                 lines = [e.line for e in examples if label in set(group_labels(group, e))]
                 problems.append(
-                    f"the label {label!r} of {group.name!r} stands in {counts[label]} "
+                    f"{where}: the label {label!r} of {group.name!r} stands in {counts[label]} "
                     f"example{'s' * (counts[label] != 1)} (line {name_some(lines)}), expected at least {at_least}"
                 )
     if problems:
@@ -91,18 +94,19 @@ def check_labels(examples: Sequence[Example], task: Task, at_least: int) -> list
 
 
 def split_by_cluster(
-    examples: Sequence[Example], task: Task, shares: Mapping[str, float], seed: int
+    examples: Sequence[Example], task: Task, shares: Mapping[str, float], seed: int, where: str = "the table"
 ) -> dict[str, list[Example]]:
     """Split whole clusters so that every split has its share of examples and of every label.
 
     shares: split name -> share, summing to 1. Deterministic in the examples and the seed.
+    where: the table's name, for the message.
     Raises DataError when there are too few clusters for every split to have one.
     """
     members: dict[int, list[int]] = {}
     for number, example in enumerate(examples):
         members.setdefault(example.cluster, []).append(number)
     if len(members) < len(shares):
-        raise DataError(_too_few(len(examples), len(members), shares))
+        raise DataError(f"{where}: {_too_few(len(examples), len(members), shares)}")
     clusters = list(members.values())
     counts_CL = _cluster_labels(examples, clusters, task)
     places = _stratify(counts_CL, np.array(list(map(len, clusters))), list(shares.values()), random.Random(seed))

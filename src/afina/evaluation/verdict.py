@@ -1,4 +1,4 @@
-"""The report in plain words, and as a table for the screen: what the numbers support, and never more.
+"""The report in plain words: what the numbers support, and never more.
 
 Comes in: the mapping that `runner.evaluate` makes. Goes out: text. It computes no statistic of its own; a
 difference is called one only where p after Holm's correction is below 0.05.
@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afina.core.progress import seconds
 from afina.core.task import Task
 from afina.evaluation import statistics
 
@@ -51,10 +50,10 @@ def verdict(task: Task, report: Mapping[str, Any]) -> str:
 
 def _validity(system: Mapping[str, Any], num_test: int, named: bool) -> str:
     whose = f" of {system['name']}" if named and system["strategy"] != "finetuned" else ""
-    return f"{_percent(system['valid_rate'])} of {num_test} answers{whose} are valid."
+    return f"{percent(system['valid_rate'])} of {num_test} answers{whose} are valid."
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """Rounded down, so that 100 % means all of them."""
     tenths = math.floor(share * 1000 + 1e-9) / 10
     return f"{tenths:.0f} %" if tenths == int(tenths) else f"{tenths:.1f} %"
@@ -127,9 +126,9 @@ def _limits(tests: Sequence[Mapping[str, Any]], num_clusters: int) -> list[str]:
     sentences = []
     if tests:
         sentences.append(
-            f"p values are corrected for all {len(tests)} comparisons (Holm)."
+            f"The p values are corrected for all {len(tests)} comparisons (Holm)."
             if len(tests) > 1
-            else "p is of the one comparison made."
+            else "The p value is of the one comparison made."
         )
         least_p = max(2.0 ** (1 - num_clusters), 1 / (1 + statistics.NUM_PERMUTATIONS))
         if least_p * len(tests) >= LEVEL:
@@ -143,42 +142,3 @@ def _limits(tests: Sequence[Mapping[str, Any]], num_clusters: int) -> list[str]:
             f"The test has only {num_clusters} independent items, so small differences cannot be told from chance."
         )
     return sentences
-
-
-# -- the table --------------------------------------------------------------------------------------
-
-
-def verdict_table(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One row per system, column title -> text, the same titles in every row.
-
-    Per group: accuracy (open numbers: mean absolute error) with its 95 % interval, and macro-F1 where there are
-    labels. Then exact match, valid, median latency, answers per second, training time.
-    """
-    rows = []
-    for system in report["systems"]:
-        row = {"system": system["name"]}
-        for group in report["groups"]:
-            entry = system["fields"][group]
-            shown = ("mae",) if entry["kind"] == "number" else ("accuracy", "macro_f1")
-            for metric in shown:
-                if metric in entry:
-                    interval = metric != "macro_f1"
-                    row[f"{group} {METRICS[metric]}"] = _cell(entry, metric, interval)
-        row["exact match"] = _cell(system, "exact_match", True)
-        row["valid"] = _percent(system["valid_rate"])
-        row["p50"] = _short(system["latency_p50_s"])
-        row["answers/s"] = (
-            f"{system['answers_per_s']:,.3g}" if system["answers_per_s"] < 1000 else (f"{system['answers_per_s']:,.0f}")
-        )
-        row["training"] = seconds(system["train_seconds"]) if system["train_seconds"] else "-"
-        rows.append(row)
-    return rows
-
-
-def _cell(entry: Mapping[str, Any], metric: str, interval: bool) -> str:
-    low, high = entry[f"{metric}_ci"]
-    return f"{entry[metric]:.2f} [{low:.2f}, {high:.2f}]" if interval else f"{entry[metric]:.2f}"
-
-
-def _short(duration_s: float) -> str:
-    return f"{duration_s * 1000:.2g} ms" if duration_s < 0.1 else f"{duration_s:.2f} s"

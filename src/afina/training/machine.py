@@ -74,7 +74,19 @@ class Machine:
         ] or ["GPU         none: training runs on the CPU"]
         found.append(f"bf16        {'in hardware' if self.bf16 else 'not in hardware: float32 is used'}")
         found.append(f"4/8 bit     {'bitsandbytes is usable' if self.bitsandbytes else 'bitsandbytes is not usable'}")
+        room = self.training_bytes * ROOM
+        reach = [f"{name} {_billions(room / cost)}" for name, cost in BYTES_PER_PARAMETER.items()]
+        found.append(f"fits about  {', '.join(reach if self.bitsandbytes else reach[:2])} (`afina plan` counts exactly)")
         return found
+
+
+# Weights, gradients and two moments in float32; bfloat16 weights under an adapter; 4-bit weights and their scales.
+BYTES_PER_PARAMETER = {"all weights of a model of": 16, "LoRA on": 2.2, "QLoRA on": 0.7}
+ROOM = 0.7  # of the free memory; activations and the runtime take the rest
+
+
+def _billions(num_parameters: float) -> str:
+    return f"{num_parameters / 1e9:.1f} B" if num_parameters >= 1e9 else f"{num_parameters / 1e6:.0f} M"
 
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")

@@ -6,6 +6,7 @@ out: a `Plan` for screen and JSON, with what would fit when this does not.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,6 +18,17 @@ from afina.training.machine import Machine
 from afina.training.memory import FORMULA, estimate, num_trainable
 from afina.training.planner import USABLE
 from afina.training.settings import Settings
+
+
+WIDTH = 100  # characters of a line on the screen
+LABEL_WIDTH = 26
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    indent = " " * LABEL_WIDTH
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{label:<{LABEL_WIDTH}}", subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 @dataclass(frozen=True)
@@ -51,29 +63,29 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For the screen."""
-        share = 100 * self.trainable_parameters / self.parameters
-        found = [
-            f"base model            {self.base_model}, weights in {self.quantisation}"
-            if self.quantisation != "none"
-            else f"base model            {self.base_model}",
-            f"parameters            {self.parameters:,}",
-            f"trainable parameters  {self.trainable_parameters:,} ({share:.1f} %, {self.finetuning_type})",
-            f"memory, estimated     {size(self.memory_bytes['peak'])} of {size(self.available_bytes)} free",
-        ]
-        found += [f"  {k.replace('_', ' '):<20}{size(v)}" for k, v in self.memory_bytes.items() if k != "peak" and v]
-        found += [
-            f"  formula: {self.formula}",
-            f"disk                  {size(self.disk_bytes)} for two checkpoints and the result",
-            f"steps                 {self.steps:,} updates, {self.epochs:g} epochs, {self.tokens:,} tokens",
+        chosen, share = self.settings, 100 * self.trainable_parameters / self.parameters
+        kind = {"full": "all weights", "lora": f"LoRA of rank {chosen['lora_r']}"}[self.finetuning_type]
+        held = "" if self.quantisation == "none" else f", held in {self.quantisation.replace('bit', ' bit')}"
+        batch, accumulated = chosen["per_device_train_batch_size"], chosen["gradient_accumulation_steps"]
+        rows = [
+            ("base model", f"{self.base_model}{held}"),
+            ("parameters", f"{self.parameters:,}"),
+            ("  trainable", f"{self.trainable_parameters:,} ({share:.3g} %: {kind})"),
+            ("update", f"{batch} x {accumulated} examples, learning rate {chosen['learning_rate']:g}"),
+            ("steps", f"{self.steps:,} updates, {self.epochs:g} epochs, {self.tokens:,} tokens"),
         ]
         if self.estimated_s is not None:
-            found.append(
-                f"time, estimated       {seconds(self.estimated_s)} "
-                f"({self.steps:,} x {self.seconds_per_step:.2f} s measured here, evaluations not counted)"
-            )
-        found += [f"note: {n}" for n in self.notes]
-        found.append("fits: yes" if self.fits else f"fits: no. {self.advice}")
-        return found
+            took = f"{self.steps:,} x {self.seconds_per_step:.2f} s, measured here; evaluations not counted"
+            rows.append(("time, estimated", f"{seconds(self.estimated_s)} ({took})"))
+        rows.append(("memory, estimated", f"{size(self.memory_bytes['peak'])}, {size(self.available_bytes)} are free"))
+        parts = {name.replace("_", " "): n for name, n in self.memory_bytes.items() if name != "peak" and n}
+        rows += [(f"  {name}", f"{size(n):>9}") for name, n in parts.items()]
+        rows.append(("disk", f"{size(self.disk_bytes)} for two checkpoints and the result"))
+        found = [f"{name:<{LABEL_WIDTH}}{value}" for name, value in rows]
+        found += _wrapped("formula", self.formula)
+        for note in self.notes:
+            found += _wrapped("note", note)
+        return found + _wrapped("fits", "yes" if self.fits else f"no. {self.advice}")
 
 
 def plan(
