@@ -154,7 +154,7 @@ def test_eos_is_learned_once_and_choices_are_what_the_grammar_leaves_open(nano_t
         trained = encoded.trained(loss_on)
         assert trained[-1] == len(encoded.input_ids) - 1
         assert all(position >= encoded.num_prompt for position in trained)
-    assert list(encoded.fields.values())[0] == "p"
+    assert next(iter(encoded.fields.values())) == "p"
     assert sum(len(a or ()) > 1 for a in encoded.choices.values()) == len(encoded.choices) >= 1
 
 

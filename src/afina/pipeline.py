@@ -150,11 +150,11 @@ def _settings(opened: Run, prepared: Prepared) -> tuple[Settings, list[Encoded]]
     encoded = encode(_renderer(opened), prepared.splits["train"], train.max_length)
     facts = model_facts(train.base_model, train.revision)
     lengths = [len(one.input_ids) for one in encoded]
-    return planner.resolve(train, facts, lengths, machine(opened.folder)), encoded
+    return planner.resolve(train, facts, lengths, machine(opened.recipe.run_dir)), encoded
 
 
 def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measure: bool) -> Plan:
-    here = machine(opened.folder)
+    here = machine(opened.recipe.run_dir)
     facts = model_facts(settings.base_model, settings.revision)
     lengths = [len(one.input_ids) for one in encoded]
     found = make_plan(settings, facts, lengths, here)
@@ -295,7 +295,7 @@ def evaluate(opened: Run) -> dict[str, Any]:
         opened.folder / "examples.json",
         [_shown(opened.task, e, p) for e, p in zip(test, shown.predictions, strict=True)],
     )
-    write_json(opened.folder / "environment.json", environment(opened, machine(opened.folder).to_json()))
+    write_json(opened.folder / "environment.json", environment(opened, machine(opened.recipe.run_dir).to_json()))
     write_json(path, result)
     opened.mark_done("evaluate", opened.evaluate_key)
     return result

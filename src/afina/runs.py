@@ -11,14 +11,22 @@ import contextlib
 import importlib.metadata
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from afina import __version__
 from afina.core.config import Recipe, load_task
 from afina.core.errors import RunError
-from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, read_json, require_file, write_json
+from afina.core.storage import (
+    digest,
+    ensure_folder,
+    explain_write_errors,
+    file_digest,
+    read_json,
+    require_file,
+    write_json,
+)
 from afina.core.task import Task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
@@ -91,6 +99,12 @@ class Run:
 
     # -- whose folder it is -----------------------------------------------------------------------
 
+    @property
+    def only_prepared(self) -> bool:
+        """The folder holds nothing but prepared data, and they are what this recipe would prepare."""
+        begun = any((self.folder / name).exists() for name in ("training", *TRAINED, *EVALUATED))
+        return self.is_done("prepare", self.data_key) and not begun
+
     def claim(self) -> None:
         """Make the folder this recipe's. Stages of the recipe before it that this one shares are kept,
         the others are removed; files that are none of ours stay."""
@@ -118,6 +132,7 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     """Open the recipe's run folder, creating it if need be. Nothing in it is changed yet.
 
     overwrite: another recipe's run may be replaced, once this one's data are prepared.
+    Another recipe's folder in which nothing but the same data were prepared is taken over.
     Raises RunError if the folder holds another recipe's run, or files that are no run, or if another
     process works in it, and MachineError if it cannot be written.
     """
@@ -132,12 +147,13 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
             f"{folder}: is not empty and holds no run. Choose another folder with output_dir=..., "
             "so that nothing of yours is overwritten."
         )
-    if owner is not None and owner != recipe.hash and not overwrite:
+    run = Run(recipe, task, folder, made)
+    if owner not in (None, recipe.hash) and not overwrite and not run.only_prepared:
         raise RunError(
             f"{folder}: holds the run of another recipe (hash {owner}, this one is {recipe.hash}). "
             "Choose another folder with output_dir=..., or pass --yes to replace that run."
         )
-    return Run(recipe, task, folder, made, _lock(folder))
+    return replace(run, lock=_lock(folder))
 
 
 def require_files(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -194,7 +195,8 @@ def doctor(as_json: AsJson = False) -> None:
         print(json.dumps({**found.to_json(), "versions": libraries}, indent=1))
         return
     print("\n".join(found.lines()))
-    print("libraries   " + "\n            ".join(f"{name} {version}" for name, version in libraries.items()))
+    listed = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    print(textwrap.fill(listed, 100, initial_indent="libraries   ", subsequent_indent=" " * 12))
 
 
 def _run(opened: Any, as_json: bool) -> None:

@@ -114,7 +114,6 @@ class DataConfig(Config):
             for field, found in value.items()
         }
 
-
     @model_validator(mode="after")
     def _splits_hold(self) -> DataConfig:
         """A size beside a file of its own has no effect; sizes that leave nothing to train on cannot be."""
@@ -292,7 +291,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             "a recipe to start from."
         ) from error
     if not isinstance(raw, dict):
-        found = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        found = "an empty file" if raw is None else "a list" if isinstance(raw, list) else "a single value"
         raise RecipeError(
             f"{path}: found {found}, expected the groups task, data and train. Write a recipe with: afina init DATA.csv"
         )
@@ -451,7 +450,9 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
     if problem["type"] == "value_error":
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
     expected = " or ".join(dict.fromkeys(_expected(one) for one in problems))
-    return f"{key}: found {problem.get('input')!r}, expected {expected}. Correct it; `afina schema` describes every key."
+    return (
+        f"{key}: found {problem.get('input')!r}, expected {expected}. Correct it; `afina schema` describes every key."
+    )
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

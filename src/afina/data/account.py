@@ -33,10 +33,18 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"{_rows(leakage['removed'])} removed for it"
     )
     for group, labels in report["labels"].items():
-        counts = ", ".join(f"{label} {'/'.join(str(n) for n in of.values())}" for label, of in labels.items())
-        lines.append(f"labels of {group or 'the answer'} (train/validation/test): {counts}")
+        lines += _label_lines(group or "the answer", labels)
     lines += _length_lines(report["lengths"])
     return lines + [f"note: {note}" for note in report["notes"]]
+
+
+def _label_lines(group: str, labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A small table: labels down, splits across."""
+    title = f"labels of {group}:"
+    width = max(len(title), *(len(label) + 2 for label in labels))
+    splits = list(next(iter(labels.values())))
+    rows = [f"  {label}".ljust(width) + "".join(f"{of[s]:>12,}" for s in splits) for label, of in labels.items()]
+    return [title.ljust(width) + "".join(f"{name:>12}" for name in splits), *rows]
 
 
 def _rows(count: int) -> str:

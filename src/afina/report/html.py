@@ -208,15 +208,17 @@ def reliability_figures(system: Mapping[str, Any], run: RunFiles, words: Languag
 def training(run: RunFiles, words: Language) -> dict[str, Any] | None:
     """Loss curves, the learning rate, and what the log says of speed; None without a drawable log."""
     rows = [r for r in run.metrics or [] if finite(r.get("step"))]
-    losses = {k: [(r["step"], r[k]) for r in rows if finite(r.get(k))] for k in ("loss", "validation_loss")}
-    drawn = [p for points in losses.values() for p in points]
+    names = ("loss", "validation_loss", "calibrated_loss")
+    losses = {k: [(r["step"], r[k]) for r in rows if finite(r.get(k))] for k in names}
+    measured = "calibrated_loss" if losses["calibrated_loss"] else "validation_loss"
+    drawn = losses["loss"] + losses[measured]
     if not drawn:
         return None
-    best = min(losses["validation_loss"], key=lambda point: point[1], default=None)
+    best = min(losses[measured], key=lambda point: point[1], default=None)
     last = max(r["step"] for r in rows)
     x = plots.snug_axis(0, last, words("step_axis"), words.short)
     y = plots.nice_axis(min(0.0, *(v for _, v in drawn)), max(v for _, v in drawn), words("loss_axis"), words.short)
-    kinds = (("loss", "train_loss", "first"), ("validation_loss", "validation_loss", "second"))
+    kinds = (("loss", "train_loss", "first"), (measured, measured, "second"))
     lines = [plots.Line(words(text), losses[key], kind) for key, text, kind in kinds if losses[key]]
     mark = (best[0], words("best_step", step=words.count(best[0]))) if best else None
     figures = [Figure(words("loss_title"), plots.line_chart(lines, x, y, mark))]

@@ -60,7 +60,9 @@ def read_run(run_dir: Path) -> RunFiles:
     Raises RunError when report.json is absent or has no systems, or when a file is damaged.
     """
     if not (run_dir / "report.json").exists():
-        raise RunError(f"{run_dir}: found no report.json, expected a run that was evaluated. First: afina evaluate")
+        raise RunError(
+            f"{run_dir}: found no report.json, expected a run that was evaluated. First: afina evaluate RECIPE.yaml"
+        )
     report = _json(run_dir / "report.json")
     if not isinstance(report, dict) or not report.get("systems"):
         raise RunError(f"{run_dir / 'report.json'}: has no systems, expected at least one. Evaluate again.")

@@ -168,6 +168,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "step_axis": ("step (optimizer updates)", "passo (atualizações do otimizador)"),
     "train_loss": ("training", "treino"),
     "validation_loss": ("validation", "validação"),
+    "calibrated_loss": ("validation, after temperature scaling", "validação, após ajuste de temperatura"),
     "best_step": ("best: step {step}", "melhor: passo {step}"),
     "best_note": (
         "The specialist is the checkpoint of step {step}, where the validation loss was lowest ({loss}).",

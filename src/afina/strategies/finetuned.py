@@ -55,17 +55,26 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Raises RunError if the folder holds no specialist, ModelError if it is of another version."""
         path = folder / MANIFEST
+        if not folder.is_dir():
+            raise RunError(f"{folder}: no such folder, expected a run. Make one with: afina run recipe.yaml")
         if not path.exists():
             raise RunError(
                 f"{folder}: holds no specialist ({MANIFEST} is missing). Train one with: afina run recipe.yaml"
             )
-        raw = read_json(path)
-        if raw.get("version") != MANIFEST_VERSION:
+        try:
+            raw = read_json(path)
+            version = raw.get("version")
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{path}: is damaged ({error}). Copy the specialist again, or train again.") from error
+        if version != MANIFEST_VERSION:
             raise ModelError(
-                f"{path}: manifest version {raw.get('version')!r}, this Afina reads {MANIFEST_VERSION}. "
+                f"{path}: manifest version {version!r}, this Afina reads {MANIFEST_VERSION}. "
                 "Train again, or use the Afina that made it."
             )
-        return cls(**raw)
+        try:
+            return cls(**raw)
+        except TypeError as error:
+            raise ModelError(f"{path}: is damaged ({error}). Copy the specialist again, or train again.") from error
 
 
 class Specialist:

@@ -65,11 +65,11 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    linears = {
-        n: (m.weight.shape[0], m.weight.shape[1]) if isinstance(m, torch.nn.Linear) else tuple(m.weight.shape[::-1])
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
-    }
+    linears: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            rows, columns = module.weight.shape
+            linears[path] = (rows, columns) if isinstance(module, torch.nn.Linear) else (columns, rows)
     if not linears or head is None:
         raise ModelError(f"{name}: is a {config.model_type} model without linear layers or a head. Choose a causal LM.")
     return ModelFacts(

@@ -39,6 +39,7 @@ class TrainResult:
     """What a training did. Losses in nats per trained token; history: the rows of metrics.jsonl.
 
     best_step: whose weights were kept; the last step where there is no validation set.
+    best_validation_loss: the loss that chose it, after temperature scaling of the choices.
     peak_memory_bytes: of the process on a CPU, of the device on a GPU.
     weights: "adapter" or "model", the folder's part that holds the result.
     """
@@ -299,7 +300,7 @@ def _arguments(settings: Settings, home: Path, seed: int, report_to: Sequence[st
         save_strategy="steps",
         save_steps=settings.eval_steps,
         load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_loss" if has_validation else None,
+        metric_for_best_model="eval_calibrated_loss" if has_validation else None,
         greater_is_better=False if has_validation else None,
         logging_strategy="steps",
         logging_steps=settings.logging_steps,

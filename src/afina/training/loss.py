@@ -12,7 +12,7 @@ B rows, T tokens, H hidden, N trained positions, V vocabulary, M positions with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,16 +46,38 @@ def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 def loss_sum(model: Any, batch: MicroBatch, logits_at: LogitsAt = logits_short) -> torch.Tensor:
     """Sum of the cross-entropies of a MicroBatch, in nats, float32."""
+    open_sum, logits_MK, chosen_M = loss_parts(model, batch, logits_at)
+    return open_sum + (logits_MK.logsumexp(1) - chosen_M).sum()
+
+
+def loss_parts(
+    model: Any, batch: MicroBatch, logits_at: LogitsAt = logits_short
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sum of the losses over the whole vocabulary, allowed logits_MK, gold logits_M of the finite choices)."""
     logits_NV = logits_at(model, batch).float()
     if not len(batch.finite_M):
-        return torch.nn.functional.cross_entropy(logits_NV, batch.target_N, reduction="sum")
-    finite_NV = logits_NV[batch.finite_M]
-    logits_MK = finite_NV.gather(1, batch.allowed_MK.clamp(min=0)).masked_fill(batch.allowed_MK < 0, float("-inf"))
-    chosen_M = finite_NV.gather(1, batch.target_N[batch.finite_M].unsqueeze(1)).squeeze(1)
-    total = (logits_MK.logsumexp(1) - chosen_M).sum()
+        open_sum = torch.nn.functional.cross_entropy(logits_NV, batch.target_N, reduction="sum")
+        return open_sum, logits_NV.new_zeros(0, 1), logits_NV.new_zeros(0)
+    finite_MV = logits_NV[batch.finite_M]
+    logits_MK = finite_MV.gather(1, batch.allowed_MK.clamp(min=0)).masked_fill(batch.allowed_MK < 0, float("-inf"))
+    chosen_M = finite_MV.gather(1, batch.target_N[batch.finite_M].unsqueeze(1)).squeeze(1)
     is_open = torch.ones(len(batch.target_N), dtype=torch.bool, device=logits_NV.device)
     is_open[batch.finite_M] = False
-    return total + torch.nn.functional.cross_entropy(logits_NV[is_open], batch.target_N[is_open], reduction="sum")
+    open_sum = torch.nn.functional.cross_entropy(logits_NV[is_open], batch.target_N[is_open], reduction="sum")
+    return open_sum, logits_MK, chosen_M
+
+
+def calibrated_sum(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Loss of finite choices, in nats, after the best single temperature (Guo et al. 2017, arXiv:1706.04599).
+
+    parts: (logits_MK, gold logits_M) of each batch. A small model grows overconfident long before it stops
+    getting better at choosing, and a specialist is calibrated before it answers: this is the loss it will have.
+    """
+    best = float("inf")
+    for temperature in torch.logspace(-1, 1.3, 47).tolist():
+        losses = [float((m / temperature).logsumexp(1).sum() - (c / temperature).sum()) for m, c in parts]
+        best = min(best, sum(losses))
+    return best
 
 
 # -- proofs on the model at hand ------------------------------------------------------------------

@@ -76,7 +76,9 @@ class Machine:
         found.append(f"4/8 bit     {'bitsandbytes is usable' if self.bitsandbytes else 'bitsandbytes is not usable'}")
         room = self.training_bytes * ROOM
         reach = [f"{name} {_billions(room / cost)}" for name, cost in BYTES_PER_PARAMETER.items()]
-        found.append(f"fits about  {', '.join(reach if self.bitsandbytes else reach[:2])} (`afina plan` counts exactly)")
+        found.append(
+            f"fits about  {', '.join(reach if self.bitsandbytes else reach[:2])} (`afina plan` counts exactly)"
+        )
         return found
 
 

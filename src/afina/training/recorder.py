@@ -18,8 +18,8 @@ from afina.core.storage import explain_write_errors, write_jsonl
 class Recorder:
     """Appends to `path` and moves a bar of `total` steps.
 
-    A line has step, epoch, loss, validation_loss (where measured), learning_rate, grad_norm, tokens_per_s,
-    elapsed_s (training time over all sittings).
+    A line has step, epoch, loss, validation_loss and calibrated_loss (where measured), learning_rate, grad_norm,
+    tokens_per_s, elapsed_s (training time over all sittings).
     """
 
     def __init__(self, path: Path, label: str, total: int, from_step: int) -> None:

@@ -20,7 +20,7 @@ from afina.engine.loader import LoadedModel
 from afina.training import checkpoints
 from afina.training.adapters import restore_weights, save_weights
 from afina.training.collate import MicroBatch, Schedule, Step
-from afina.training.loss import LogitsAt, loss_sum
+from afina.training.loss import LogitsAt, calibrated_sum, loss_parts, loss_sum
 from afina.training.recorder import Recorder
 from afina.training.settings import Settings
 
@@ -28,7 +28,8 @@ CHECKPOINT_EVERY_S = 600.0  # most training time that a kill can cost, where eva
 
 
 class StepTrainer(Trainer):
-    """Trains on Steps. Evaluation is the mean loss over all trained validation tokens."""
+    """Trains on Steps. Evaluation is the mean loss over all trained validation tokens; the best one
+    after temperature scaling is kept."""
 
     def __init__(
         self,
@@ -84,18 +85,23 @@ class StepTrainer(Trainer):
     # -- evaluation ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Mean over trained tokens, in nats."""
+    def validation_losses(self) -> tuple[float, float]:
+        """Mean over trained tokens, in nats: as it is, and after the best temperature for the choices."""
         self.model.eval()  # type: ignore[union-attr]
-        total = 0.0
+        open_total, finite = 0.0, []
         for batch in self.validation:
             with self._autocast():
-                total += float(loss_sum(self.model, batch.to(self.args.device), self.logits_at))
-        return total / sum(len(b.target_N) for b in self.validation)
+                open_sum, logits_MK, chosen_M = loss_parts(self.model, batch.to(self.args.device), self.logits_at)
+            open_total += float(open_sum)
+            finite.append((logits_MK, chosen_M))
+        plain = open_total + sum(float((m.logsumexp(1) - c).sum()) for m, c in finite)
+        count = sum(len(b.target_N) for b in self.validation)
+        return plain / count, min(plain, open_total + calibrated_sum(finite)) / count
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         began = time.perf_counter()
-        metrics = {"eval_loss": self.validation_loss()}
+        plain, calibrated = self.validation_losses()
+        metrics = {"eval_loss": plain, "eval_calibrated_loss": calibrated}
         self.recorder.pause(time.perf_counter() - began)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -105,7 +111,8 @@ class StepTrainer(Trainer):
         super().log(dict(logs), start_time)
         row: dict[str, Any] = {"step": self.state.global_step, "epoch": self.epoch}
         if "eval_loss" in logs:
-            self.recorder.record({**row, "validation_loss": logs["eval_loss"]})
+            calibrated = logs["eval_calibrated_loss"]
+            self.recorder.record({**row, "validation_loss": logs["eval_loss"], "calibrated_loss": calibrated})
         elif "loss" in logs:
             kept = {k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if k in logs}
             self.recorder.record({**row, **kept})
@@ -164,7 +171,7 @@ class _Flow(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         metrics = kwargs.get("metrics", {})
-        better = state.best_metric is None or metrics.get("eval_loss", 0.0) < state.best_metric
+        better = state.best_metric is None or metrics.get("eval_calibrated_loss", 0.0) < state.best_metric
         patience = self.trainer.settings.early_stopping_patience
         if not better and out_of_patience(state.log_history, state.best_global_step, patience):
             control.should_training_stop = True
