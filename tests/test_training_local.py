@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ IDS = torch.arange(3, 23).unsqueeze(0)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more in waiting for a second thread than they gain, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -213,7 +223,6 @@ def interrupted_run(base: Path, folder: Path) -> TrainResult:
 
 @pytest.mark.slow
 def test_kill_and_resume_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     whole = interrupted_run(base, tmp_path / "whole")
     cut = tmp_path / "cut"
     kills = 0

@@ -427,7 +427,8 @@ def _expected(problem: Mapping[str, Any]) -> str:
     for name, words in LIMITS.items():
         if name in context:
             return f"{words} {context[name]}"
-    return EXPECTED.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+    message = str(problem["msg"])
+    return EXPECTED.get(str(problem["type"])) or message[0].lower() + message[1:]
 
 
 def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:

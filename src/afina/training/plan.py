@@ -19,7 +19,6 @@ from afina.training.memory import FORMULA, estimate, num_trainable
 from afina.training.planner import USABLE
 from afina.training.settings import Settings
 
-
 WIDTH = 100  # characters of a line on the screen
 LABEL_WIDTH = 26
 

@@ -106,11 +106,11 @@ def adapt_settings(settings: Settings, adapt: AdaptConfig, num_examples: int) ->
 
 
 def auto_learning_rate(kind: str, num_parameters: int) -> float:
-    """Peak rate. LoRA: 2e-4 (QLoRA, arXiv:2305.14314). Full: 5e-4 at 10 M parameters, falling with the square
-    root of the size (1.4e-4 at 135 M, 5e-5 at 1 B), at most 1e-3 and at least 1e-5."""
+    """Peak rate. LoRA: 2e-4 from 1 B parameters on (QLoRA, arXiv:2305.14314), rising with the square root as the
+    model shrinks, 2e-3 at 10 M. Full: 1e-3 at 10 M (docs/findings.md), 1.8e-4 at 135 M, 5e-5 at 1 B; at least 1e-5."""
     if kind == "lora":
-        return 2e-4
-    return float(f"{min(1e-3, max(1e-5, 5e-4 * math.sqrt(10e6 / num_parameters))):.2g}")
+        return float(f"{2e-4 * min(10.0, max(1.0, math.sqrt(1e9 / num_parameters))):.2g}")
+    return float(f"{min(1e-3, max(1e-5, 1e-3 * (10e6 / num_parameters) ** 0.65)):.2g}")
 
 
 def _check(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int]) -> None:
