@@ -16,7 +16,7 @@ from afina.core.config import load_task, make_recipe
 from afina.core.predictor import Example
 from afina.core.task import Task
 from afina.engine.codec import Codec
-from afina.engine.decode import field_confidence, label_logits, write_answers
+from afina.engine.decode import against_gold, field_confidence, write_answers
 from afina.engine.renderer import Renderer
 
 NANO = Path(__file__).resolve().parent.parent / "src/afina/assets/nano"
@@ -267,25 +267,45 @@ def test_forced_text_costs_no_forward_pass(nano_tokenizer: Any) -> None:
     assert answer.completion_tokens > 60
 
 
-def test_probabilities_at_gold_choices_match_a_plain_forward_pass(nano_tokenizer: Any) -> None:
+def test_logits_of_choices_match_a_plain_forward_pass(nano_tokenizer: Any) -> None:
+    """The engine's cache, padding and skipping change no number: one plain pass over the whole text agrees."""
     task = task_of({"p": ["positivo", "negativo", "neutro"], "e": EMOTIONS})
+    part = task.parts[0]
     renderer = Renderer(task, Codec(nano_tokenizer), "completion")
     model = tiny_llama(8192, 2)
-    examples = [
-        renderer.encode(task.parts[0], Example("1", {"f1": "a " * n, "f2": "b"}, {"p": "neutro", "e": "medo"}))
-        for n in (1, 9, 30)
-    ]
-    found = label_logits(model, examples, batch_size=3)
-    for encoded, rows in zip(examples, found, strict=True):
-        assert encoded is not None
+    rows = [{"f1": "a " * n, "f2": "b"} for n in (1, 9, 30)]
+    written = write_answers(
+        model, [(renderer.prompt(part, r)[0], renderer.writer(part, 8)) for r in rows], batch_size=3
+    )
+    for row, answer in zip(rows, written, strict=True):
+        own = renderer.encode(part, Example("1", row, json.loads(answer.text)))
+        assert own is not None
         with torch.no_grad():
-            logits = model(torch.tensor([encoded.input_ids])).logits[0]
-        finite = [(p, a) for p, a in encoded.choices.items() if a is not None]
-        assert len(rows) == len(finite) >= 2
-        for (position, allowed), (path, values, gold) in zip(finite, rows, strict=True):
+            logits = model(torch.tensor([own.input_ids])).logits[0]
+        found = against_gold(answer.made, own)
+        assert len(found) == len(own.choices) == len(answer.made) >= 2
+        for (position, allowed), (path, values, index) in zip(sorted(own.choices.items()), found, strict=True):
+            assert allowed is not None
             assert values == pytest.approx(logits[position - 1][list(allowed)].numpy(), abs=1e-4)  # fp32, other batch
-            assert allowed[gold] == encoded.input_ids[position]
-            assert path == encoded.fields[position]
+            assert allowed[index] == own.input_ids[position]
+            assert path == own.fields[position]
+
+
+def test_calibration_stops_where_the_answer_leaves_the_gold_one(nano_tokenizer: Any) -> None:
+    task = task_of({"m": [EMOTIONS], "p": ["positivo", "negativo", "neutro"]})
+    part = task.parts[0]
+    renderer = Renderer(task, Codec(nano_tokenizer), "completion")
+    row = {"f1": "a", "f2": "b"}
+    gold = {"m": ["raiva", "medo"], "p": "neutro"}
+    encoded = renderer.encode(part, Example("1", row, gold))
+    other = renderer.encode(part, Example("1", row, {"m": [], "p": "neutro"}))
+    assert encoded is not None
+    assert other is not None
+    oracle = Oracle(other.input_ids, 8192)
+    (answer,) = write_answers(oracle, [(renderer.prompt(part, row)[0], renderer.writer(part, 8))], batch_size=1)
+    paths = [path for path, _, _ in against_gold(answer.made, encoded)]
+    assert paths.count("m") == 1  # the end came where a label should have: one wrong choice, then nothing to compare
+    assert paths.count("p") == len([p for p in encoded.fields.values() if p == "p"])
 
 
 @pytest.mark.shared

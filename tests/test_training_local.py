@@ -233,7 +233,7 @@ def test_kill_and_resume_gives_the_same_weights(base: Path, tmp_path: Path) -> N
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and child.poll() is None:
             rows = read_metrics(cut / "metrics.jsonl")
             if rows and rows[-1]["step"] >= wait_for:

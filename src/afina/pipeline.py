@@ -27,7 +27,7 @@ from afina.data.leaks import contained_in
 from afina.data.prepare import Prepared, load_prepared, summary_lines
 from afina.data.prepare import prepare as prepare_data
 from afina.engine.codec import Codec
-from afina.engine.decode import label_logits
+from afina.engine.decode import against_gold, write_answers
 from afina.engine.encoded import Encoded
 from afina.engine.loader import LoadedModel, load_spec, load_tokenizer
 from afina.engine.renderer import Renderer, prompt_style
@@ -234,19 +234,27 @@ def _adapt(opened: Run, loaded: LoadedModel, settings: Settings, renderer: Rende
 
 
 def _calibrate(opened: Run, loaded: LoadedModel, renderer: Renderer, validation: Sequence[Example]) -> dict[str, float]:
-    """Field path -> temperature, one per group of fields, fitted on the validation rows' choices."""
-    made: dict[str, list[tuple[Any, int]]] = {}
-    paths = {field.path: group.name for group in opened.task.groups for field in group.fields}
+    """Field path -> temperature, one per group of fields, fitted on what the specialist chooses on validation.
+
+    On its own choices, not on gold ones: an emotion that follows a wrong polarity must not be sure of itself.
+    """
+    recipe = opened.recipe
+    rows: dict[str, list[tuple[Any, int]]] = {}
+    names = {field.path: group.name for group in opened.task.groups for field in group.fields}
     for part in opened.task.parts:
-        encoded = [renderer.encode(part, e, opened.recipe.train.max_length) for e in validation]
-        usable = [one for one in encoded if one is not None]
-        for choices in label_logits(loaded.model, usable, batch_size=16, pad_id=loaded.pad_token_id):
-            for path, logits, gold in choices:
+        labelled = [one for e in validation if (one := renderer.encode(part, e, recipe.train.max_length))]
+        prompts = [
+            (list(one.input_ids[: one.num_prompt]), renderer.writer(part, recipe.answer.max_text_tokens))
+            for one in labelled
+        ]
+        written = write_answers(loaded.model, prompts, batch_size=recipe.answer.batch_size, pad_id=loaded.pad_token_id)
+        for gold, answer in zip(labelled, written, strict=True):
+            for path, logits, index in against_gold(answer.made, gold):
                 full = f"{part.key}.{path}".strip(".")
-                if full in paths:
-                    made.setdefault(paths[full], []).append((logits, gold))
-    fitted = {name: fit_temperature([x for x, _ in rows], [g for _, g in rows]) for name, rows in made.items()}
-    return {path: round(fitted[name], 4) for path, name in paths.items() if name in fitted}
+                if full in names:
+                    rows.setdefault(names[full], []).append((logits, index))
+    fitted = {name: fit_temperature([x for x, _ in found], [g for _, g in found]) for name, found in rows.items()}
+    return {path: round(fitted[name], 4) for path, name in names.items() if name in fitted}
 
 
 def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str, temperature: dict[str, float]) -> None:

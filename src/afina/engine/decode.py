@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from afina.core.errors import SchemaError
+from afina.engine.encoded import Encoded
 from afina.engine.writer import Decision, Writer
 
 
@@ -190,35 +191,24 @@ def field_confidence(made: Iterable[Made], temperature: Mapping[str, float]) -> 
     return {path: float(min(1.0, np.exp(value))) for path, value in logs.items()}
 
 
-def label_logits(
-    model: Any, examples: Sequence[Any], *, batch_size: int, pad_id: int = 0
-) -> list[list[tuple[str, np.ndarray, int]]]:
-    """For calibration: at each choice of gold-labelled `Encoded` examples, (field path, logits over
-    the allowed ids, index of the gold one), read in one pass per batch."""
-    results: list[list[tuple[str, np.ndarray, int]]] = [[] for _ in examples]
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = max(len(examples[i].input_ids) for i in chosen)
-        ids_BT = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-        mask_BT = torch.zeros((len(chosen), width), dtype=torch.long)
-        for n, i in enumerate(chosen):
-            length = len(examples[i].input_ids)
-            ids_BT[n, :length] = torch.tensor(examples[i].input_ids)
-            mask_BT[n, :length] = 1
-        first = min(examples[i].num_prompt for i in chosen) - 1
-        with torch.inference_mode():
-            logits = model(
-                input_ids=ids_BT.to(model.device),
-                attention_mask=mask_BT.to(model.device),
-                use_cache=False,
-                logits_to_keep=width - first,
-            ).logits
-        for n, i in enumerate(chosen):
-            for position, allowed in examples[i].choices.items():
-                if allowed is None:
-                    continue
-                row = logits[n, position - 1 - first].float().cpu().numpy()[list(allowed)]
-                gold = allowed.index(examples[i].input_ids[position])
-                results[i].append((examples[i].fields[position], row, gold))
-    return results
+def against_gold(made: Iterable[Made], gold: Encoded) -> list[tuple[str, np.ndarray, int]]:
+    """For calibration: (field path, logits over the allowed ids, index of the gold one) at each finite choice
+    of an answer, as long as the answer's field has not left the gold one.
+
+    gold: the same example with its gold answer.
+    """
+    expected: dict[str, list[int]] = {}
+    for position, allowed in sorted(gold.choices.items()):
+        if allowed is not None:
+            expected.setdefault(gold.fields[position], []).append(gold.input_ids[position])
+    found: list[tuple[str, np.ndarray, int]] = []
+    for one in made:
+        if one.is_open or not expected.get(one.path):
+            continue
+        token = expected[one.path].pop(0)
+        places = np.flatnonzero(one.allowed == token)
+        if len(places):
+            found.append((one.path, one.logits, int(places[0])))
+        if int(one.allowed[one.chosen]) != token:
+            expected[one.path] = []
+    return found
