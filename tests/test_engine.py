@@ -18,6 +18,7 @@ from afina.core.task import Task
 from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, field_confidence, write_answers
 from afina.engine.renderer import Renderer
+from afina.engine.writer import check_grammar
 
 NANO = Path(__file__).resolve().parent.parent / "src/afina/assets/nano"
 EMOTIONS = ["alegria", "tristeza", "raiva", "nojo", "medo", "surpresa", "desprezo", "neutro"]
@@ -227,6 +228,7 @@ def test_300_random_schemas_and_models_always_give_valid_json(which: str, shared
     checked = 0
     for number, schema in enumerate(usable_schemas(300)):
         task = Task("t", "x", {"f1": "f1"}, schema)
+        check_grammar(codec, schema)
         renderer = Renderer(task, codec, "completion")
         prompts = [
             (renderer.prompt(task.parts[0], {"f1": text})[0], renderer.writer(task.parts[0], 12))
@@ -238,6 +240,12 @@ def test_300_random_schemas_and_models_always_give_valid_json(which: str, shared
             assert schemas.problems(value, schema) is None, (schema, answer.text)
             checked += 1
     assert checked == 900
+
+
+def test_a_pattern_without_any_text_is_refused_before_work(nano_tokenizer: Any) -> None:
+    schema = schemas.normalise({"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}})
+    with pytest.raises(schemas.SchemaError, match="'a'"):
+        check_grammar(Codec(nano_tokenizer), schema)
 
 
 def test_a_batch_answers_as_each_row_alone(nano_tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from afina.core.errors import DataError
 from afina.core.predictor import Prediction
 from afina.core.progress import progress
 from afina.core.storage import digest, ensure_folder, explain_write_errors, file_digest, require_file
-from afina.data.examples import read_inputs
+from afina.data.examples import InputRow, read_inputs
 from afina.data.formats import prediction_format, write_predictions
 from afina.strategies.finetuned import Specialist
 
@@ -53,27 +53,40 @@ def predict_file(
     if done:
         print(f"continuing after {len(done)} rows", file=sys.stderr)
     # 3. Answer the rest, kept as it comes; then all of it at once under the output's name.
-    step = specialist.predictor.batch_size * BATCHES
-    with (
-        explain_write_errors(partial),
-        progress("predict", len(rows)) as bar,
-        partial.open("a", encoding="utf-8") as file,
-    ):
-        bar.advance(len(done))
-        if not done:
-            file.write(json.dumps({"key": key}) + "\n")
-        for start in range(len(done), len(rows), step):
-            chunk = rows[start : start + step]
-            answers = specialist.predict([row.inputs for row in chunk])
-            for row, answer in zip(chunk, answers, strict=True):
-                found = _row(row.id, answer if row.problem is None else Prediction(error=row.problem))
-                done.append(found)
-                file.write(json.dumps(found, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.advance(len(chunk))
+    _answer_rest(specialist, rows, done, partial, key)
     write_predictions(output, done)
     partial.unlink()
     return len(done), sum(row["error"] is not None for row in done)
+
+
+def _answer_rest(
+    specialist: Specialist, rows: list[InputRow], done: list[dict[str, Any]], partial: Path, key: str
+) -> None:
+    """Answer the rows after `done`, appending to it and to the file. Raises MachineError where the disk is full."""
+    step = specialist.predictor.batch_size * BATCHES
+    left = "The answers so far are kept: with space for the rest, the same command continues."
+    try:
+        with (
+            explain_write_errors(partial, left),
+            progress("predict", len(rows)) as bar,
+            partial.open("a", encoding="utf-8") as file,
+        ):
+            bar.advance(len(done))
+            if not done:
+                file.write(json.dumps({"key": key}) + "\n")
+            for start in range(len(done), len(rows), step):
+                chunk = rows[start : start + step]
+                answers = specialist.predict([row.inputs for row in chunk])
+                for row, answer in zip(chunk, answers, strict=True):
+                    found = _row(row.id, answer if row.problem is None else Prediction(error=row.problem))
+                    done.append(found)
+                    file.write(json.dumps(found, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.advance(len(chunk))
+    except BaseException:
+        if not read_partial(partial, key):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _row(row_id: str, answer: Prediction) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from afina import __version__
 from afina.core.config import Recipe, load_recipe, load_task
 from afina.core.errors import DataError, RunError
 from afina.core.predictor import Example, Prediction
-from afina.core.storage import read_json, write_json, write_jsonl
+from afina.core.storage import explain_write_errors, read_json, write_json, write_jsonl, write_text
 from afina.core.task import Task
 from afina.data.formats import read_table
 from afina.data.leaks import contained_in
@@ -111,7 +111,8 @@ def prepare(opened: Run, *, quiet: bool = False) -> Prepared:
 def _longest_part(opened: Run) -> Callable[[Example], int]:
     """Tokens of an example's longest part. Raises SchemaError for what this tokenizer cannot write."""
     renderer = _renderer(opened)
-    check_grammar(renderer.codec, [renderer.walk(part) for part in opened.task.parts])
+    for part in opened.task.parts:
+        check_grammar(renderer.codec, part.schema)
 
     def longest(example: Example) -> int:
         encoded = [renderer.encode(part, example) for part in opened.task.parts]
@@ -170,7 +171,7 @@ def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measur
 
 def train(opened: Run) -> Path:
     """The specialist's folder. Continues a killed training. Raises MachineError if it will not fit."""
-    if opened.is_done("train", opened.train_key):
+    if opened.is_done("train", opened.train_key) and opened.specialist.is_dir():
         return opened.specialist
     prepared = prepare(opened)
     settings, train_set = _settings(opened, prepared)
@@ -198,7 +199,7 @@ def train(opened: Run) -> Path:
     # 3. Calibrate on validation, and put the specialist together.
     temperature = _calibrate(opened, loaded, renderer, prepared.splits["validation"])
     _assemble(opened, renderer, settings, result.weights, temperature)
-    shutil.copyfile(opened.training / "metrics.jsonl", opened.folder / "metrics.jsonl")
+    write_text(opened.folder / "metrics.jsonl", (opened.training / "metrics.jsonl").read_text(encoding="utf-8"))
     opened.mark_done("train", opened.train_key)
     return opened.specialist
 
@@ -261,7 +262,12 @@ def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str,
     """The specialist folder: weights, tokenizer, manifest; whole or absent."""
     staging = opened.folder / ".specialist.tmp"
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(opened.training / weights, staging)
+    try:
+        with explain_write_errors(opened.specialist):
+            shutil.copytree(opened.training / weights, staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     recipe = opened.recipe
     Manifest(
         task=opened.task.to_json(),

@@ -33,14 +33,18 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def explain_write_errors(path: Path) -> Generator[None]:
-    """Turn the operating system's refusal to write into one clear line."""
+def explain_write_errors(path: Path, left: str = "Nothing half-written was left.") -> Generator[None]:
+    """Turn the operating system's refusal to write into one clear line.
+
+    left: what the reader finds on the disk now.
+    """
     try:
         yield
     except (BrokenPipeError, ConnectionError):
         raise  # of a stream, not of the disk
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # Copying a folder gathers many errors in one that has no number.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
             reason = "the disk is full, or a limit is reached. Free some space, or choose another folder"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "the folder is not writable. Choose another folder, or change its permissions"
@@ -50,7 +54,7 @@ def explain_write_errors(path: Path) -> Generator[None]:
             reason = "a folder stands where a file is needed. Choose another name"
         else:
             reason = f"{error.strerror or error}. Choose another folder"
-        raise MachineError(f"{path}: cannot write: {reason}. Nothing half-written was left.") from error
+        raise MachineError(f"{path}: cannot write: {reason}. {left}") from error
 
 
 @contextlib.contextmanager

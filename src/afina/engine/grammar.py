@@ -12,7 +12,7 @@ walk, so what is trained is what is served. Knows nothing of tokens or models.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -94,6 +94,22 @@ def _plain_text(value: Any) -> str:
 def walk_text(gold: Any = MISSING) -> Walk:
     """The walk of a free-text answer."""
     yield Open("", "text", {"type": "string"}, None if gold is MISSING else gold)
+
+
+def open_values(schema: Schema, path: str = "") -> Iterator[Open]:
+    """Every open value that a walk of the schema may come to, whatever is chosen."""
+    if labels_of(schema) is not None:
+        return
+    if schema.get("type") == "object":
+        for name, inner in schema["properties"].items():
+            yield from open_values(inner, f"{path}.{name}" if path else name)
+    elif schema.get("type") == "array" and not _opaque(schema["items"]):
+        yield from open_values(schema["items"], path)
+    elif "anyOf" in schema:
+        for branch in schema["anyOf"]:
+            yield from open_values(branch, path)
+    else:
+        yield Open(path, "string" if schema["type"] == "string" else "json", schema)
 
 
 def _opaque(items: Schema) -> bool:

@@ -132,11 +132,14 @@ def _reason(name: str, error: Exception) -> str | None:
         return f"the repository lacks a file that a model needs ({first}). Choose a causal language model's repository."
     if "safetensors" in first and isinstance(error, OSError):
         return "has no safetensors weights; pickled ones are not read. Choose a revision or model that has them."
+    if "backend tokenizer" in first:
+        return "has no tokenizer.json that can be read. Copy the model's tokenizer files beside its weights."
     if isinstance(error, ImportError):
         return f"needs a library that is not installed: {first}"
     if (
         isinstance(error, OSError | ValueError | RuntimeError | KeyError | TypeError)
         or "Safetensor" in type(error).__name__
+        or type(error) is Exception  # the tokenizers library raises no class of its own
     ):
         return f"cannot be loaded: {first}. Expected a complete Hugging Face causal language model."
     return None

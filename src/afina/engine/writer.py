@@ -10,7 +10,6 @@ Borders: each run of forced text, each option and each open value is tokenised b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +20,7 @@ import numpy as np
 from afina.core.errors import SchemaError
 from afina.core.schema import Schema, dumps
 from afina.engine.codec import Codec
-from afina.engine.grammar import MAX_ITEMS, Choice, Event, Forced, Open, Walk
+from afina.engine.grammar import MAX_ITEMS, Choice, Event, Forced, Open, Walk, open_values
 
 # Tokens that a value at its limit may still take before it must close.
 CLOSING_GRACE = 64
@@ -310,12 +309,10 @@ def _bounded(schema: Schema) -> Schema:
     return kept
 
 
-def check_grammar(codec: Codec, walks: Sequence[Walk]) -> None:
-    """Build every grammar once, so that a schema that cannot be enforced is refused before any work.
+def check_grammar(codec: Codec, schema: Schema) -> None:
+    """Build every grammar of a schema once, so that what cannot be enforced is refused before any work.
 
     Raises SchemaError.
     """
-    for walk in walks:
-        for event in walk:
-            if isinstance(event, Open) and event.kind != "text":
-                _matcher(codec, event)
+    for value in open_values(schema):
+        _matcher(codec, value)

@@ -104,7 +104,10 @@ def plan(
     enough_disk = disk <= machine.disk_free_bytes
     advice = "" if enough_memory else _advice(settings, facts, lengths, machine)
     if not enough_disk:
-        advice += f" The disk needs {size(disk)}, {size(machine.disk_free_bytes)} are free. Choose another output_dir."
+        advice += (
+            f" Its checkpoints need {size(disk)} of disk, {size(machine.disk_free_bytes)} are free. Free some space, or "
+            "choose another output_dir."
+        )
     return Plan(
         base_model=settings.base_model,
         finetuning_type=settings.finetuning_type,
@@ -129,11 +132,10 @@ def plan(
 
 def require_fit(found: Plan) -> None:
     """Raise MachineError, saying what would fit, unless the plan does."""
-    if not found.fits:
-        raise MachineError(
-            f"{found.base_model}: training would need about {size(found.memory_bytes['peak'])}, "
-            f"{size(found.available_bytes)} are free. {found.advice}"
-        )
+    if found.fits:
+        return
+    needed = f"about {size(found.memory_bytes['peak'])} of memory, {size(found.available_bytes)} are free"
+    raise MachineError(f"{found.base_model}: training does not fit here (it takes {needed}). {found.advice}")
 
 
 def _advice(settings: Settings, facts: ModelFacts, lengths: Sequence[int], machine: Machine) -> str:
