@@ -7,6 +7,7 @@ appears when all are there.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def predict_file(
     manifest = specialist.manifest
     key = digest([file_digest(source), manifest.fingerprint, manifest.recipe_hash, manifest.data_hash, id_column])
     partial = output.with_name(f".{output.name}.partial.jsonl")
-    done = read_partial(partial, key)
+    done = read_partial(partial, key, specialist.predictor.batch_size * BATCHES)
     if done:
         print(f"continuing after {len(done)} rows", file=sys.stderr)
     # 3. Answer the rest, kept as it comes; then all of it at once under the output's name.
@@ -84,7 +85,7 @@ def _answer_rest(
                 file.flush()
                 bar.advance(len(chunk))
     except BaseException:
-        if not read_partial(partial, key):
+        if not read_partial(partial, key, step):
             partial.unlink(missing_ok=True)
         raise
 
@@ -94,19 +95,23 @@ def _row(row_id: str, answer: Prediction) -> dict[str, Any]:
     return {"id": row_id, "output": answer.output, "confidence": confidence, "error": answer.error}
 
 
-def read_partial(partial: Path, key: str) -> list[dict[str, Any]]:
-    """Answers of an interrupted job with this key; a half-written last line is cut off."""
+def read_partial(partial: Path, key: str, step: int) -> list[dict[str, Any]]:
+    """Answers of an interrupted job with this key, in whole groups of `step` rows; the rest is cut off.
+
+    Whole groups, so that the same rows are answered together as without the interruption: who shares a batch
+    moves the last digits of a confidence.
+    """
     if not partial.exists():
         return []
-    whole = partial.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
+    lines = partial.read_bytes().split(b"\n")[:-1]  # after the last line end stands nothing, or half a line
     try:
-        rows = [json.loads(line) for line in kept.decode("utf-8").split("\n") if line]
+        found = [json.loads(line) for line in lines]
     except ValueError:
-        rows = []  # not what we wrote: answered again
-    if not rows or rows[0].get("key") != key:
+        found = []  # not what we wrote: answered again
+    if not found or found[0].get("key") != key:
         partial.unlink()
         return []
-    if len(kept) < len(whole):
-        partial.write_bytes(kept)
-    return rows[1:]
+    num_kept = (len(found) - 1) // step * step
+    with explain_write_errors(partial):
+        os.truncate(partial, sum(len(line) + 1 for line in lines[: 1 + num_kept]))
+    return found[1 : 1 + num_kept]

@@ -105,8 +105,8 @@ def plan(
     advice = "" if enough_memory else _advice(settings, facts, lengths, machine)
     if not enough_disk:
         advice += (
-            f" Its checkpoints need {size(disk)} of disk, {size(machine.disk_free_bytes)} are free. Free some space, or "
-            "choose another output_dir."
+            f" Its checkpoints need {size(disk)} of disk, {size(machine.disk_free_bytes)} are free. "
+            "Free some space, or choose another output_dir."
         )
     return Plan(
         base_model=settings.base_model,
