@@ -100,7 +100,7 @@ DAMAGE = {
     no_weights: "lacks model.safetensors",
     only_pickle: "pickled weights",
     cut_weights: "model.safetensors is damaged",
-    no_tokenizer: "cannot be loaded",
+    no_tokenizer: "tokenizer.json",
     other_shape: "weights are missing",
 }
 

@@ -101,7 +101,7 @@ def test_steps_evaluations_and_rates() -> None:
     settings = settle(TINY, here(), num_train_epochs=5)
     assert (settings.total_steps, settings.eval_steps) == (50, 5)
     assert settle(TINY, here(), max_steps=7).total_steps == 7
-    assert settings.learning_rate == pytest.approx(4.8e-4)
+    assert settings.learning_rate == pytest.approx(9.4e-4)
     assert auto_learning_rate("lora", 10**9) == 2e-4
     assert auto_learning_rate("full", 10**9) == pytest.approx(5e-5)
     adapted = adapt_settings(settings, AdaptConfig(path=Path("x"), column="t", num_train_epochs=2), 320)

@@ -259,7 +259,7 @@ def main() -> None:
 def _invoke() -> int:
     """The verb's exit code. Usage errors are told here; typer alone would swallow Ctrl-C without a word."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="afina", standalone_mode=False)
     except typer.Abort:
         return _interrupted()
     except Exception as error:

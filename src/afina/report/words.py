@@ -158,7 +158,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "confidence_axis": ("stated confidence (probability)", "confiança declarada (probabilidade)"),
     "accuracy_axis": ("accuracy (share right)", "acurácia (parcela certa)"),
     "count_axis": ("answers", "respostas"),
-    "other_systems": ("Other systems", "Outros sistemas"),
     "no_reliability": ("No system gave confidences.", "Nenhum sistema deu confianças."),
     # training
     "loss_title": ("Loss while training", "Perda durante o treino"),
@@ -226,7 +225,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "gold": ("label", "rótulo"),
     "answer": ("answer", "resposta"),
     "item": ("item {id}", "item {id}"),
-    "no_answer": ("no answer", "sem resposta"),
     # plan
     "parameters": ("parameters", "parâmetros"),
     "trainable": ("trainable", "treináveis"),

@@ -75,7 +75,7 @@ def estimate(settings: Settings, facts: ModelFacts, lengths: Sequence[int]) -> M
     else:
         held, overhead, rest = 0, 0, facts.num_parameters * weight_bytes
     if settings.finetuning_type == "full" and compute_bytes < 4:
-        overhead += facts.num_parameters * compute_bytes  # autocast's copy of the weights
+        rest += facts.num_parameters * compute_bytes  # autocast's copy of the weights
     per_layer = 8 * facts.hidden + 2 * sum(a + b for a, b in facts.linears.values()) // max(1, facts.num_layers)
     layers = facts.num_layers
     if settings.gradient_checkpointing:
