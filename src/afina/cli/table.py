@@ -6,7 +6,6 @@ computes nothing.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,6 @@ from afina.core.progress import seconds, size
 from afina.evaluation.verdict import METRICS, percent
 
 WIDTH = 100
-SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z0-9][^ ]* )")
 NONE = "-"
 
 
@@ -38,7 +36,7 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
 def verdict_lines(verdict: str) -> list[str]:
     """A sentence begins a line; what is longer than the screen goes on indented."""
     lines: list[str] = []
-    for sentence in SENTENCE_END.split(verdict):
+    for sentence in verdict.splitlines():
         lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return lines
 

@@ -25,7 +25,7 @@ LOWER_IS_BETTER = {"mae"}
 
 
 def verdict(task: Task, report: Mapping[str, Any]) -> str:
-    """A few sentences: are the answers valid, and where is the specialist better, worse, or not shown to differ.
+    """A few sentences, one a line: are the answers valid, and where is the specialist better, worse, or not shown to differ.
 
     report: `systems`, `tests`, `num_test` and `num_clusters` of report.json are read.
     """
@@ -43,9 +43,9 @@ def verdict(task: Task, report: Mapping[str, Any]) -> str:
     tests: Sequence[Mapping[str, Any]] = report["tests"]
     for pair in dict.fromkeys((test["a"], test["b"]) for test in tests):
         names = [_who(systems, name, len(specialists) > 1) for name in pair]
-        sentences.append(_comparison(names[0], names[1], [t for t in tests if (t["a"], t["b"]) == pair]))
+        sentences += _comparison(names[0], names[1], [t for t in tests if (t["a"], t["b"]) == pair])
     sentences += _limits(tests, report["num_clusters"])
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def _validity(system: Mapping[str, Any], num_test: int, named: bool) -> str:
@@ -67,7 +67,7 @@ def _who(systems: Sequence[Mapping[str, Any]], name: str, several: bool) -> str:
     return name if alike else FRIENDLY.get(strategy, name)
 
 
-def _comparison(a: str, b: str, tests: Sequence[Mapping[str, Any]]) -> str:
+def _comparison(a: str, b: str, tests: Sequence[Mapping[str, Any]]) -> list[str]:
     better = [t for t in tests if t["p_holm"] < LEVEL and _gain(t) > 0]
     worse = [t for t in tests if t["p_holm"] < LEVEL and _gain(t) < 0]
     unclear = [t for t in tests if t not in better and t not in worse]
@@ -76,11 +76,10 @@ def _comparison(a: str, b: str, tests: Sequence[Mapping[str, Any]]) -> str:
         clauses.append(f"is better than {b} on {_places(better, _significant)}")
     if worse:
         clauses.append(f"is worse than {b} on {_places(worse, _significant)}")
-    text = f"{a[0].upper()}{a[1:]} {' and '.join(clauses)}" if clauses else ""
+    sentences = [f"{a[0].upper()}{a[1:]} {' and '.join(clauses)}."] if clauses else []
     if unclear:
-        open_question = f"no difference from {b} shown on {_places(unclear, _undecided)}"
-        text = f"{text}; {open_question}" if text else f"{open_question[0].upper()}{open_question[1:]}"
-    return f"{text}."
+        sentences.append(f"No difference from {b} shown on {_places(unclear, _undecided)}.")
+    return sentences
 
 
 def _gain(test: Mapping[str, Any]) -> float:
@@ -103,10 +102,7 @@ def _significant(test: Mapping[str, Any]) -> str:
 
 def _undecided(test: Mapping[str, Any]) -> str:
     low, high = test["ci"]
-    return (
-        f"{METRICS[test['metric']]} {_signed(test['difference'])}, 95 % interval {_signed(low)} to {_signed(high)}, "
-        f"p = {_p(test['p_holm'])}"
-    )
+    return f"{METRICS[test['metric']]} {_signed(test['difference'])} [{_signed(low)}, {_signed(high)}]"
 
 
 def _signed(value: float) -> str:
@@ -126,9 +122,9 @@ def _limits(tests: Sequence[Mapping[str, Any]], num_clusters: int) -> list[str]:
     sentences = []
     if tests:
         sentences.append(
-            f"The p values are corrected for all {len(tests)} comparisons (Holm)."
+            f"In brackets: 95 % intervals. The p values are corrected for all {len(tests)} comparisons (Holm)."
             if len(tests) > 1
-            else "The p value is of the one comparison made."
+            else "In brackets: 95 % intervals. The p value is of the one comparison made."
         )
         least_p = max(2.0 ** (1 - num_clusters), 1 / (1 + statistics.NUM_PERMUTATIONS))
         if least_p * len(tests) >= LEVEL:
