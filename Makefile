@@ -13,15 +13,15 @@ test: $(STAMP)            ## all tests
 	$(BIN)/pytest
 
 check: $(STAMP)           ## the quick loop: format, lint, types, layers, fast tests
-	$(BIN)/ruff format --check src tests pretraining
-	$(BIN)/ruff check src tests pretraining
+	$(BIN)/ruff format --check src tests pretraining benchmarks
+	$(BIN)/ruff check src tests pretraining benchmarks
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow and not gpu and not shared"
 
 format: $(STAMP)
-	$(BIN)/ruff format src tests pretraining
-	$(BIN)/ruff check --fix src tests pretraining
+	$(BIN)/ruff format src tests pretraining benchmarks
+	$(BIN)/ruff check --fix src tests pretraining benchmarks
 
 nano: $(STAMP)            ## pretrain the embedded model (about an hour on two cores)
 	$(BIN)/python pretraining/train.py --data $${AFINA_SHARED:-../shared/data}/pretrain --out build/nano

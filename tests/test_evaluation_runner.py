@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -25,7 +25,7 @@ LOWER_IS_BETTER = {"mae"}
 
 
 def verdict(task: Task, report: Mapping[str, Any]) -> str:
-    """A few sentences, one a line: are the answers valid, and where is the specialist better, worse, or not shown to differ.
+    """Sentences, one a line: are the answers valid; where is the specialist better, worse, or not shown to differ.
 
     report: `systems`, `tests`, `num_test` and `num_clusters` of report.json are read.
     """
