@@ -34,14 +34,14 @@ from afina.training import local
 
 # What is varied, one family at a time; keys are recipe settings.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "rate": {f"rate {rate:g}": {"train.learning_rate": rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4)},
-    "loss": {loss: {"train.loss_on": loss} for loss in ("choices", "completion")},
+    "rate": {f"rate {rate:g}": {"train.learning_rate": rate} for rate in (2.5e-4, 5e-4, 1e-3)},
+    "loss": {"loss on the completion": {"train.loss_on": "completion"}},
     "tuning": {
         "full": {},
         "LoRA r 16": {"train.finetuning_type": "lora", "train.learning_rate": 2e-3},
         "LoRA r 64": {"train.finetuning_type": "lora", "train.lora_r": 64, "train.learning_rate": 1e-3},
     },
-    "parts": {"one sentence": {}, "all in one answer": {"task.parts": None}},
+    "parts": {"all in one answer": {"task.parts": None}},
     "epochs": {f"{n} epochs": {"train.num_train_epochs": n} for n in (3, 6, 10)},
     "adapt": {"no adaptation": {}},
 }
