@@ -72,7 +72,12 @@ def recipe_text(**changes: Any) -> str:
             "output": {"polaridade": POLARITY},
         },
         "data": {"path": "news.csv", "id_column": "news_id", "columns": {"polaridade": "f1_polaridade"}},
-        "train": {"max_steps": 2, "max_length": 128},
+        "train": {
+            "max_steps": 2,
+            "max_length": 128,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+        },
         "answer": {"max_text_tokens": 12},
         "compare": ["majority"],
         "output_dir": "run",

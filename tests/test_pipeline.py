@@ -188,7 +188,7 @@ def stop_when(process: subprocess.Popen[str], ready: Callable[[], bool], sign: s
 
 
 def test_a_killed_run_continues_to_the_end(tmp_path: Path) -> None:
-    steps = 30
+    steps = 16
     recipe: dict[str, Any] = {**NEWS_RECIPE, "train__max_steps": steps, "train__eval_steps": 2, "train__lora_r": 4}
     recipe |= {"compare": ["majority", "finetuned"], "train__logging_steps": 1}
     place = prepare_place(tmp_path / "killed", news(40), **recipe)

@@ -172,11 +172,11 @@ def sample_data() -> dict[str, Any]:
             "notes": ["byte order mark removed", "label Felicidade read as alegria"],
         }],
         "rows": {"read": 309, "usable": 300, "rejected": 9},
-        "rejection_reasons": {"f2.emocao: 'ansiedade' is no label": 5, "f1 is empty": 3, "14 of 16 cells": 1},
-        "duplicates": {"clusters": 4, "exact": 2, "near": 3, "conflicting_labels": 1},
-        "leakage": {"max_similarity": 0.41, "pairs_above_threshold": 0, "removed": 0},
+        "rejected": {"f2.emocao: 'ansiedade' is no label": 5, "f1 is empty": 3, "14 of 16 cells": 1},
+        "duplicates": {"clusters": 4, "exact_duplicates": 2, "near_duplicates": 3, "conflicting_labels": 1},
+        "leakage": {"highest_similarity": {"train-test": 0.41}, "pairs": 0, "removed": 0},
         "labels": {name: count(PRIOR[name], labels) for name, labels in LABELS.items()},
-        "token_lengths": {"min": 41, "p50": 96, "p90": 133, "p99": 171, "max": 204, "above_max_length": 0},
+        "lengths": {"min": 41, "p50": 96, "p90": 133, "p99": 171, "max": 204, "above": 0},
         "splits": {"train": 210, "validation": 30, "test": 60},
     }  # fmt: skip
 
@@ -334,7 +334,7 @@ def test_what_comes_from_data_recipe_or_model_is_shown_as_text(tmp_path: Path) -
     write_json(run_dir / "report.json", report)
     data = json.loads((run_dir / "data" / "report.json").read_text())
     data["sources"][0]["path"] = attack
-    data["rejection_reasons"][attack] = 1
+    data["rejected"][attack] = 1
     data["labels"][attack] = {attack: {"train": 1}}
     write_json(run_dir / "data" / "report.json", data)
     examples = json.loads((run_dir / "examples.json").read_text())
@@ -514,3 +514,17 @@ def test_the_card_obeys_no_markup_of_the_recipe_and_tells_no_path(run_dir: Path)
     assert "/home/ana" not in text
     assert "meu-llama" in text
     assert "base_model" not in yaml.safe_load(text.split("---\n", 2)[1])
+
+
+def test_the_data_report_of_a_real_table_is_shown_whole(run_dir: Path) -> None:
+    """The keys that `prepare` writes are the keys that the page reads."""
+    from afina.core.config import load_recipe, load_task
+    from afina.data.prepare import prepare
+
+    recipe = load_recipe(Path(__file__).resolve().parent.parent / "src/afina/assets/noticias/recipe.yaml")
+    prepare(recipe, load_task(recipe.task), run_dir / "data", lambda example: 40 + len(example.inputs["f1"]) // 9)
+    text = read_page(run_dir).text
+    found = re.search(r"Duplicates(.*?)Labels in each split", text, re.DOTALL)
+    assert found is not None
+    assert "–" not in found[1]
+    assert "max_length" in text

@@ -239,7 +239,7 @@ def training(run: RunFiles, words: Language) -> dict[str, Any] | None:
 
 def lengths(run: RunFiles, words: Language) -> Figure | None:
     """Quantiles of the examples' tokens against max_length."""
-    found = (run.data or {}).get("token_lengths") or {}
+    found = (run.data or {}).get("lengths") or {}
     values = [(name, found[name]) for name in ("min", "p50", "p90", "p99", "max") if finite(found.get(name))]
     if not values:
         return None
@@ -249,7 +249,7 @@ def lengths(run: RunFiles, words: Language) -> Figure | None:
     mark = (f"max_length {words.count(limit)}", limit) if finite(limit) else None
     body = plots.quantiles(values, mark, axis)
     shown = " · ".join(f"{name} {words.count(v)}" for name, v in values)
-    note = words("lengths_note", n=words.count(found.get("above_max_length")))
+    note = words("lengths_note", n=words.count(found.get("above")))
     return Figure(words("lengths"), body, f"{shown}. {note}")
 
 
