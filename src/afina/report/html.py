@@ -224,7 +224,7 @@ def training(run: RunFiles, words: Language) -> dict[str, Any] | None:
     figures = [Figure(words("loss_title"), plots.line_chart(lines, x, y, mark))]
     rates = [(r["step"], r["learning_rate"]) for r in rows if finite(r.get("learning_rate"))]
     if rates:
-        y = plots.nice_axis(0.0, max(v for _, v in rates), words("rate_axis"), words.short, 3)
+        y = plots.nice_axis(0.0, max(v for _, v in rates), words("rate_axis"), _power, 3)
         figures.append(Figure(words("rate_title"), plots.line_chart([plots.Line("", rates)], x, y)))
     speeds = [r["tokens_per_s"] for r in rows if finite(r.get("tokens_per_s"))]
     return {
@@ -235,6 +235,11 @@ def training(run: RunFiles, words: Language) -> dict[str, Any] | None:
         "elapsed_s": max((r["elapsed_s"] for r in rows if finite(r.get("elapsed_s"))), default=None),
         "tokens_per_s": statistics.median(speeds) if speeds else None,
     }
+
+
+def _power(value: float) -> str:
+    """A learning rate as an axis can hold it: 5e-4."""
+    return "0" if not value else f"{value:.0e}".replace("e-0", "e-")
 
 
 def lengths(run: RunFiles, words: Language) -> Figure | None:
