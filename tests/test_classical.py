@@ -184,6 +184,7 @@ def three_way(rows: list[Example]) -> tuple[list[Example], list[Example], list[E
     return rows[:test], rows[test : test + validation], rows[test + validation :]
 
 
+@pytest.mark.slow
 def test_embedded_news_end_to_end() -> None:
     rows = news(Path(afina.__file__).parent / "assets" / "noticias" / "noticias.csv")
     assert len(rows) >= 240

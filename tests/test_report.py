@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -271,9 +272,15 @@ class Page(html.parser.HTMLParser):
         return [str(a["id"]) for _, a in self.tags if "id" in a]
 
 
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample_run(tmp_path_factory.mktemp("sample") / "run")
+
+
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return write_sample_run(tmp_path / "run")
+def run_dir(sample_run: Path, tmp_path: Path) -> Path:
+    """A copy of the sample run, for the test to change."""
+    return Path(shutil.copytree(sample_run, tmp_path / "run"))
 
 
 def read_page(run_dir: Path, language: str = "en") -> Page:
