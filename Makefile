@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format nano clean
+.PHONY: demo test check types fast-tests format nano clean
 
 demo: $(STAMP)            ## the main job with the embedded model on the embedded data
 	$(BIN)/afina demo --output-dir runs/demo --yes
@@ -15,9 +15,14 @@ test: $(STAMP)            ## all tests
 check: $(STAMP)           ## the quick loop: format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check src tests pretraining benchmarks
 	$(BIN)/ruff check src tests pretraining benchmarks
-	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow and not gpu and not shared"
+	@$(MAKE) --no-print-directory -j2 types fast-tests
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+fast-tests: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu and not shared"
 
 format: $(STAMP)
 	$(BIN)/ruff format src tests pretraining benchmarks
