@@ -52,7 +52,7 @@ def test_loss_equals_the_reference(model: Any, packing: bool, loss_on: str) -> N
     wanted = reference(model, data, loss_on)
     assert len(batch.target_N) == sum(len(e.trained(loss_on)) for e in data)
     for way in (logits_short, logits_full):
-        assert float(loss_sum(model, batch, way)) == pytest.approx(wanted, rel=TOLERANCE)
+        assert loss_sum(model, batch, way).item() == pytest.approx(wanted, rel=TOLERANCE)
 
 
 def test_packed_logits_equal_unpacked(model: Any) -> None:
