@@ -19,7 +19,7 @@ from afina.training.machine import Machine
 from afina.training.memory import estimate
 from afina.training.settings import Settings
 
-FULL_BELOW = 50_000_000  # parameters; below this all weights fit anyway, and a rank-16 adapter learned less in first trials
+FULL_BELOW = 50_000_000  # parameters; a rank-16 adapter learned less than all weights (docs/findings.md)
 EFFECTIVE_BATCH = 16  # examples per update
 EVALUATIONS = 10  # per run, when eval_steps is auto
 USABLE = 0.9  # share of the free memory that a plan may fill
