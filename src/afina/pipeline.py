@@ -162,7 +162,7 @@ def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measur
     if not found.fits or not measure:
         return found
     say("measuring a few training steps")
-    step_s = local.measure_step_s(load_spec(settings.base), settings, encoded, opened.recipe.seed)
+    step_s = local.measure_step_s(load_spec(settings.base, dequantize=settings.dequantize), settings, encoded, opened.recipe.seed)
     return make_plan(settings, facts, lengths, here, step_s)
 
 
@@ -189,7 +189,7 @@ def train(opened: Run) -> Path:
     # 2. Adapt to the domain's text if the recipe says so, then learn the task.
     renderer = _renderer(opened)
     validation_set = encode(renderer, prepared.splits["validation"], opened.recipe.train.max_length)
-    loaded = load_spec(settings.base)
+    loaded = load_spec(settings.base, dequantize=settings.dequantize)
     if opened.recipe.train.adapt is not None:
         _adapt(opened, loaded, settings, renderer, prepared)
     result = local.train(
@@ -336,7 +336,7 @@ def _system(opened: Run, strategy: str, prepared: Prepared) -> SystemRun:
 def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
     """The base model as it is, told the labels in its prompt, held to them by the same engine."""
     settings, _ = _settings(opened, prepared)
-    loaded = load_spec(settings.base)
+    loaded = load_spec(settings.base, dequantize=settings.dequantize)
     loaded.model.eval()
     train = opened.recipe.train
     return LocalPredictor(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from afina.core import schema as schemas
 from afina.core.errors import RecipeError, SchemaError
@@ -185,6 +185,23 @@ class TrainConfig(Config):
         description="choices: only where the grammar leaves a choice; what it forces need not be learned.",
     )
     gradient_checkpointing: bool | Auto = "auto"
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto", description="eager is the fastest for short rows on a CPU; flash_attention_2 needs CUDA."
+    )
+    dequantize: bool | Auto = Field(
+        default="auto", description="Write 4-bit weights out once (the same values) instead of at every product."
+    )
+    fused_lora: bool = Field(default=True, description="Adapters of one input in one product; CPU only.")
+    fused_loss: bool = Field(
+        default=True, description="Head and loss together, at trained positions only; false: all logits at once."
+    )
+    torch_compile: bool | Auto = Field(
+        default="auto", description="Compile a decoder layer; auto: when the run is long enough to pay for it."
+    )
+    use_liger_kernel: bool | Auto = Field(default="auto", description="Liger's Triton kernels; CUDA only.")
+    backend: Literal["afina", "unsloth"] = Field(
+        default="afina", description="unsloth: its engine behind the same recipe; CUDA only."
+    )
     logging_steps: int = Field(default=5, ge=1)
     eval_steps: int | Auto = Field(default="auto", description="Steps between validation losses and checkpoints.")
     early_stopping_patience: int | None = Field(default=None, ge=1, description="Evaluations without improvement.")
@@ -232,6 +249,18 @@ class AnswerConfig(Config):
     max_text_tokens: int = Field(
         default=256, ge=1, description="Limit of one free-text field; the JSON is closed after it."
     )
+    answer_format: Literal["json", "compact"] = Field(
+        default="json",
+        description="json: the model writes the JSON, so that other engines can serve it. compact: it writes only its "
+        "choices, some 12 tokens instead of 97, and Afina the JSON around them. Decided before training.",
+    )
+    draft: bool = Field(
+        default=True,
+        description="Guess the whole answer and check it while the prompt is read; the answer stays the same.",
+    )
+    reuse_prefix: bool = Field(
+        default=True, description="Read the beginning that all prompts share once, and keep it in memory."
+    )
 
 
 class Recipe(Config):
@@ -246,6 +275,14 @@ class Recipe(Config):
     )
     seed: int = Field(default=42, ge=0, lt=2**32)
     output_dir: Path | None = Field(default=None, description="The run folder; runs/<task name> when not given.")
+
+    @field_validator("answer", mode="after")
+    @classmethod
+    def _format_has_effect(cls, answer: AnswerConfig, info: ValidationInfo) -> AnswerConfig:
+        task = info.data.get("task")
+        if answer.answer_format == "compact" and isinstance(task, TaskConfig) and task.output == "text":
+            raise ValueError("answer_format: compact has no effect on an answer of plain text. Remove it.")
+        return answer
 
     @field_validator("compare", mode="after")
     @classmethod

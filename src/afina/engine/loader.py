@@ -48,12 +48,14 @@ class LoadedModel:
 
     model: a transformers model, or a PeftModel around one.
     quantisation: what is really stored, which a pre-quantised checkpoint decides by itself.
+    dequantized: the 4-bit weights were written out once, in `dtype`: the same values, in four times the memory.
     pad_token_id: fills the ends of rows. Never used to tell padding from text: that goes by position.
     """
 
     model: Any
     tokenizer: Any
     spec: BaseSpec
+    dequantized: bool = False
 
     @property
     def name(self) -> str:
@@ -183,8 +185,11 @@ def load_base(
     return load_spec(spec, device)
 
 
-def load_spec(spec: BaseSpec, device: str | None = None) -> LoadedModel:
-    """`load_base` of a BaseSpec."""
+def load_spec(spec: BaseSpec, device: str | None = None, *, dequantize: bool = False) -> LoadedModel:
+    """`load_base` of a BaseSpec.
+
+    dequantize: write 4-bit weights out once instead of at every product; the products are the same, bit for bit.
+    """
     from transformers import AutoModelForCausalLM
 
     source, config = resolve(spec.name, spec.revision), load_config(spec.name, spec.revision)
@@ -221,9 +226,13 @@ def load_spec(spec: BaseSpec, device: str | None = None) -> LoadedModel:
         )
     if stored != "none":
         spec = replace(spec, quantisation=stored)
+    dequantize = dequantize and spec.quantisation == "4bit"
+    if dequantize:
+        with quiet():
+            model = model.dequantize(dtype=getattr(torch, spec.bnb_compute_dtype))
     _keep_layout(model)
     model.eval()
-    return LoadedModel(model, tokenizer, spec)
+    return LoadedModel(model, tokenizer, spec, dequantized=dequantize)
 
 
 def _keep_layout(model: Any) -> None:
@@ -338,7 +347,8 @@ def specialist_spec(folder: Path) -> BaseSpec:
 def load_specialist(folder: Path, device: str | None = None, *, dtype: str | None = None) -> LoadedModel:
     """A fine-tuned model, ready to answer: base and adapter, or whole weights.
 
-    dtype: of unquantised weights; as in training when not given. Raises ModelError.
+    dtype: of unquantised weights; as in training when not given. 4-bit weights are written out once where they are
+    slow (on a CPU) and memory allows. Raises ModelError.
     """
     place, spec = weights_folder(folder), specialist_spec(folder)
     if dtype is not None:
@@ -346,7 +356,23 @@ def load_specialist(folder: Path, device: str | None = None, *, dtype: str | Non
     if not (place / "adapter_config.json").exists():
         whole = replace(spec, name=str(place), revision=None, quantisation="none")
         return load_spec(whole, device)
-    return attach_adapter(load_spec(spec, device), place)
+    return attach_adapter(load_spec(spec, device, dequantize=_room_to_dequantize(spec, device)), place)
+
+
+def _room_to_dequantize(spec: BaseSpec, device: str | None) -> bool:
+    """Whether 4-bit weights, written out, take less than half of the free memory of a CPU."""
+    if spec.quantisation != "4bit" or (device or default_device()) != "cpu":
+        return False
+    import psutil
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec.name, spec.revision)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with quiet(), explain(spec.name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    size = getattr(torch, spec.bnb_compute_dtype).itemsize
+    return sum(p.numel() for p in model.parameters()) * size < psutil.virtual_memory().available / 2
 
 
 def attach_adapter(base: LoadedModel, place: Path) -> LoadedModel:
@@ -359,4 +385,4 @@ def attach_adapter(base: LoadedModel, place: Path) -> LoadedModel:
     with quiet(), explain(str(place)):
         model = PeftModel.from_pretrained(base.model, str(place), is_trainable=False)
     model.eval()
-    return LoadedModel(model, base.tokenizer, base.spec)
+    return LoadedModel(model, base.tokenizer, base.spec, base.dequantized)

@@ -56,7 +56,7 @@ def _with_adapter(loaded: LoadedModel, settings: Settings) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     base = loaded.model
-    if loaded.quantisation != "none":
+    if loaded.quantisation != "none" and not loaded.dequantized:
         with quiet():
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     config = LoraConfig(

@@ -27,7 +27,8 @@ from afina.engine.loader import LoadedModel
 from afina.training import checkpoints
 from afina.training.adapters import prepare, restore_weights, save_final
 from afina.training.collate import Schedule, micro_batches
-from afina.training.loss import head_is_plain, logits_full, logits_short, loss_sum, packing_is_clean, unwrap
+from afina.training.loss import unwrap
+from afina.training.passes import Passes
 from afina.training.recorder import Recorder, read_metrics
 from afina.training.settings import Settings
 
@@ -110,8 +111,12 @@ def _run(
     from afina.training.trainer import StepTrainer, out_of_patience
 
     # 1. Which short ways hold for this model.
-    notes, logits_at, packing = _short_ways(loaded, settings)
-    layout: dict[str, Any] = {"loss_on": settings.loss_on, "packing": packing, "pad_token_id": loaded.pad_token_id}
+    passes = Passes(loaded, settings)
+    layout: dict[str, Any] = {
+        "loss_on": settings.loss_on,
+        "packing": passes.packing,
+        "pad_token_id": loaded.pad_token_id,
+    }
     layout["flat"] = "flash" in str(getattr(loaded.model.config, "_attn_implementation", ""))
     schedule = Schedule(
         train_set,
@@ -134,7 +139,7 @@ def _run(
     torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
     try:
         with quiet():
-            trainer = StepTrainer(loaded, settings, schedule, validation, home, recorder, logits_at, arguments)
+            trainer = StepTrainer(loaded, settings, schedule, validation, home, recorder, passes, arguments)
             trainer.label_names = []
             stopped = from_step >= settings.total_steps or out_of_patience(
                 state.get("log_history", []), state.get("best_global_step"), settings.early_stopping_patience
@@ -149,6 +154,7 @@ def _run(
                 loss, steps = trainer.state.best_metric, trainer.state.global_step
     finally:
         recorder.close()
+        passes.close()
     return TrainResult(
         steps=steps,
         epochs=round(steps / schedule.steps_per_epoch, 4),
@@ -161,7 +167,7 @@ def _run(
         weights="adapter" if loaded.has_adapter else "model",
         history=recorder.rows,
         settings=settings.to_json(),
-        notes=(*settings.notes, *notes),
+        notes=(*settings.notes, *passes.notes),
     )
 
 
@@ -171,34 +177,26 @@ def measure_step_s(loaded: LoadedModel, settings: Settings, train_set: Sequence[
     Prepares `loaded` for training and leaves its weights as they were.
     """
     prepare(loaded, settings)
-    _, logits_at, packing = _short_ways(loaded, settings)
+    passes = Passes(loaded, settings)
     schedule = Schedule(
         train_set,
-        3,
+        4 if settings.torch_compile else 3,
         batch_size=settings.per_device_train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
         loss_on=settings.loss_on,
-        packing=packing,
+        packing=passes.packing,
         group_by_length=settings.group_by_length,
         pad_token_id=loaded.pad_token_id,
         seed=seed,
     )
-    loaded.model.train()
     times: list[float] = []
     for index in range(len(schedule)):
         began = time.perf_counter()
-        step = schedule[index]
-        for batch in step.micro_batches:
-            with torch.autocast(
-                loaded.device.type,
-                dtype=getattr(torch, settings.compute_dtype) if settings.compute_dtype != "float32" else torch.bfloat16,
-                enabled=settings.compute_dtype != "float32",
-            ):
-                loss = loss_sum(loaded.model, batch.to(loaded.device), logits_at)
-            loss.backward()
+        passes.learn(schedule[index], lambda loss: loss.backward())
         times.append(time.perf_counter() - began)
-        if times[0] > 30:
+        if times[0] > 30 and not settings.torch_compile:
             break  # a slow machine: one step says enough
+    passes.close()
     loaded.model.zero_grad(set_to_none=True)
     loaded.model.eval()
     return sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]
@@ -229,21 +227,6 @@ def _rest(loaded: LoadedModel) -> None:
     loaded.model.config.use_cache = True
     with suppress(AttributeError):
         unwrap(loaded.model).activation_checkpointing_disable()
-
-
-def _short_ways(loaded: LoadedModel, settings: Settings) -> tuple[list[str], Any, bool]:
-    """Prove on this model what makes training fast, and do without where it does not hold."""
-    notes: list[str] = []
-    loaded.model.eval()
-    vocabulary = unwrap(loaded.model).config.get_text_config().vocab_size
-    plain = head_is_plain(loaded.model, vocabulary)
-    if not plain:
-        notes.append("This model's head is more than a product; logits are computed at every position.")
-    packing = settings.packing
-    if packing and not packing_is_clean(loaded.model, vocabulary):
-        packing = False
-        notes.append("packing: false, because examples in one row would see each other in this model.")
-    return notes, logits_short if plain else logits_full, packing
 
 
 def _open_folder(
@@ -294,6 +277,7 @@ def _arguments(settings: Settings, home: Path, seed: int, report_to: Sequence[st
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=optim,
+        use_liger_kernel=settings.use_liger_kernel,
         fp16=settings.compute_dtype == "float16",
         eval_strategy="no" if not has_validation else "steps",
         eval_steps=settings.eval_steps if has_validation else None,

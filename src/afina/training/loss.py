@@ -5,7 +5,8 @@ to divide by the trained positions of the whole effective batch, so that uneven 
 
 The vocabulary head runs on the hidden states of trained positions alone: on a prompt of 200 tokens and an
 answer of 3 it is most of what a plain `model(labels=...)` computes in vain. Where the answer's grammar allowed
-a finite set, the softmax is over that set: the exact likelihood under constrained decoding.
+a finite set, the softmax is over that set: the exact likelihood under constrained decoding, and the only rows of the
+head that are multiplied (`fused_loss.py`).
 
 B rows, T tokens, H hidden, N trained positions, V vocabulary, M positions with a finite set, K its size.
 """
@@ -19,6 +20,7 @@ import torch
 
 from afina.engine.encoded import Encoded
 from afina.training.collate import MicroBatch, collate
+from afina.training.fused_loss import chosen_logits, linear_cross_entropy
 
 LogitsAt = Callable[[Any, MicroBatch], torch.Tensor]
 
@@ -28,14 +30,18 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def logits_short(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """logits_NV through the decoder and the head by themselves."""
-    causal = unwrap(model)
-    hidden_BTH = causal.get_decoder()(
+def hidden_at(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """hidden_NH: what the decoder hands to the head before each trained token."""
+    decoder = unwrap(model).get_decoder()
+    hidden_BTH = decoder(
         input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False
     ).last_hidden_state
-    hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-    return causal.get_output_embeddings()(hidden_NH)
+    return hidden_BTH.flatten(0, 1)[batch.source_N]
+
+
+def logits_short(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """logits_NV through the decoder and the head by themselves."""
+    return unwrap(model).get_output_embeddings()(hidden_at(model, batch))
 
 
 def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -44,27 +50,35 @@ def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
     return logits_BTV.flatten(0, 1)[batch.source_N]
 
 
-def loss_sum(model: Any, batch: MicroBatch, logits_at: LogitsAt = logits_short) -> torch.Tensor:
-    """Sum of the cross-entropies of a MicroBatch, in nats, float32."""
+def loss_sum(model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None) -> torch.Tensor:
+    """Sum of the cross-entropies of a MicroBatch, in nats, float32. logits_at: None for the fused head."""
     open_sum, logits_MK, chosen_M = loss_parts(model, batch, logits_at)
     return open_sum + (logits_MK.logsumexp(1) - chosen_M).sum()
 
 
 def loss_parts(
-    model: Any, batch: MicroBatch, logits_at: LogitsAt = logits_short
+    model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(sum of the losses over the whole vocabulary, allowed logits_MK, gold logits_M of the finite choices)."""
-    logits_NV = logits_at(model, batch).float()
+    """(sum of the losses over the whole vocabulary, allowed logits_MK, gold logits_M of the finite choices).
+
+    logits_at: where the logits come from; None for the fused head, which never holds all of them.
+    """
+    is_open_N = torch.ones_like(batch.target_N, dtype=torch.bool)
+    is_open_N[batch.finite_M] = False
+    open_target = batch.target_N[is_open_N]
+    if logits_at is None:
+        hidden_NH, head = hidden_at(model, batch), unwrap(model).get_output_embeddings()
+        open_sum = linear_cross_entropy(hidden_NH[is_open_N], head.weight, open_target)
+        allowed_MK = chosen_logits(hidden_NH[batch.finite_M], head.weight, batch.allowed_MK)
+    else:
+        logits_NV = logits_at(model, batch).float()
+        open_sum = torch.nn.functional.cross_entropy(logits_NV[is_open_N], open_target, reduction="sum")
+        allowed_MK = logits_NV[batch.finite_M].gather(1, batch.allowed_MK.clamp(min=0))
     if not len(batch.finite_M):
-        open_sum = torch.nn.functional.cross_entropy(logits_NV, batch.target_N, reduction="sum")
-        return open_sum, logits_NV.new_zeros(0, 1), logits_NV.new_zeros(0)
-    finite_MV = logits_NV[batch.finite_M]
-    logits_MK = finite_MV.gather(1, batch.allowed_MK.clamp(min=0)).masked_fill(batch.allowed_MK < 0, float("-inf"))
-    chosen_M = finite_MV.gather(1, batch.target_N[batch.finite_M].unsqueeze(1)).squeeze(1)
-    is_open = torch.ones(len(batch.target_N), dtype=torch.bool, device=logits_NV.device)
-    is_open[batch.finite_M] = False
-    open_sum = torch.nn.functional.cross_entropy(logits_NV[is_open], batch.target_N[is_open], reduction="sum")
-    return open_sum, logits_MK, chosen_M
+        return open_sum, allowed_MK.new_zeros(0, 1), allowed_MK.new_zeros(0)
+    logits_MK = allowed_MK.masked_fill(batch.allowed_MK < 0, float("-inf"))
+    is_chosen_MK = batch.allowed_MK == batch.target_N[batch.finite_M].unsqueeze(1)
+    return open_sum, logits_MK, allowed_MK[is_chosen_MK]
 
 
 def calibrated_sum(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -88,6 +102,8 @@ def head_is_plain(model: Any, vocabulary: int) -> bool:
     """Whether `logits_short` gives this model's own logits."""
     batch = _probe_batch(vocabulary, packed=False).to(next(model.parameters()).device)
     try:
+        if getattr(unwrap(model).get_output_embeddings(), "bias", None) is not None:
+            return False
         return _close(logits_short(model, batch), logits_full(model, batch))
     except (AttributeError, TypeError, RuntimeError):
         return False
@@ -99,6 +115,11 @@ def packing_is_clean(model: Any, vocabulary: int) -> bool:
     device = next(model.parameters()).device
     packed, alone = (_probe_batch(vocabulary, packed=p).to(device) for p in (True, False))
     return _close(logits_full(model, packed), logits_full(model, alone))
+
+
+def probe(model: Any, vocabulary: int) -> None:
+    """Run the decoder once, to see what calls what."""
+    hidden_at(model, _probe_batch(vocabulary, packed=False).to(next(model.parameters()).device))
 
 
 def _probe_batch(vocabulary: int, *, packed: bool) -> MicroBatch:

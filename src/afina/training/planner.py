@@ -6,6 +6,7 @@ Comes in: the train section, what the model is, how long the examples are, what 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 from afina.core.config import AdaptConfig, TrainConfig
 from afina.core.errors import RecipeError
 from afina.engine.loader import Quantisation
+from afina.training.compiled import COMPILE_SAVES, COMPILE_SECONDS, compiler_found
 from afina.training.facts import ModelFacts
 from afina.training.machine import Machine
 from afina.training.memory import estimate
@@ -22,6 +24,9 @@ from afina.training.settings import Settings
 FULL_BELOW = 50_000_000  # parameters; a rank-16 adapter learned less than all weights (docs/findings.md)
 EFFECTIVE_BATCH = 16  # examples per update
 EVALUATIONS = 10  # per run, when eval_steps is auto
+MICRO_BATCH_TOKENS = 2048  # on a CPU: the activations of more fall out of its cache (docs/performance.md)
+EAGER_ATTENTION_TOKENS = 512  # of a row on a CPU, up to which plain products beat the blocked kernel
+CPU_FLOPS_PER_CORE = 1e11  # useful arithmetic of an uncompiled step, for the decision to compile
 USABLE = 0.9  # share of the free memory that a plan may fill
 
 
@@ -32,6 +37,10 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
     """
     notes: list[str] = []
     _check(train, facts, lengths)
+    if train.backend == "unsloth":
+        raise RecipeError(
+            "train.backend: unsloth is not in this version of Afina, for want of a GPU to prove it on. Use backend: afina."
+        )
     compute = _compute_dtype(train, machine, notes)
     kind = _finetuning_type(train, facts, machine, notes)
     quantisation = _quantisation(train, facts, machine, kind, compute, notes)
@@ -39,7 +48,7 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
     if quantisation == "4bit" and compute_4bit == "bfloat16" and compute != "bfloat16":
         notes.append(f"bnb_4bit_compute_dtype: bfloat16 is not in this machine's hardware; {compute} is used.")
         compute_4bit = compute
-    batch, accumulation = _batch(train)
+    batch, accumulation = _batch(train, lengths, machine)
     targets = _targets(train, facts, notes) if kind == "lora" else tuple(train.lora_target_modules)
     settings = Settings(
         base_model=train.base_model,
@@ -49,6 +58,9 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         bnb_4bit_quant_type=train.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=train.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=compute_4bit,
+        dequantize=quantisation == "4bit"
+        and train.dequantize is not False
+        and (train.dequantize is True or not machine.gpus),
         compute_dtype=compute,
         weights_dtype="float32" if kind == "full" else compute,
         device=machine.device,
@@ -75,6 +87,11 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         group_by_length=train.group_by_length,
         loss_on=train.loss_on,
         gradient_checkpointing=train.gradient_checkpointing is True,
+        attn_implementation=_attention(train, lengths, machine),
+        torch_compile=train.torch_compile is True,
+        fused_lora=train.fused_lora and kind == "lora" and not machine.gpus,
+        fused_loss=train.fused_loss,
+        use_liger_kernel=_liger(train, machine, notes),
         logging_steps=train.logging_steps,
         eval_steps=1,
         early_stopping_patience=train.early_stopping_patience,
@@ -88,7 +105,9 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         return estimate(candidate, facts, lengths).peak <= room
 
     settings = _make_fit(settings, train, fits, notes)
-    return _with_steps(replace(settings, notes=tuple(notes)), len(lengths), train.eval_steps)
+    settings = _with_steps(settings, len(lengths), train.eval_steps)
+    settings = replace(settings, torch_compile=_compile(settings, train, facts, lengths, machine, notes))
+    return replace(settings, notes=tuple(notes))
 
 
 def adapt_settings(settings: Settings, adapt: AdaptConfig, num_examples: int) -> Settings:
@@ -194,10 +213,13 @@ def _targets(train: TrainConfig, facts: ModelFacts, notes: list[str]) -> tuple[s
     return tuple(train.lora_target_modules)
 
 
-def _batch(train: TrainConfig) -> tuple[int, int]:
+def _batch(train: TrainConfig, lengths: Sequence[int], machine: Machine) -> tuple[int, int]:
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if batch == "auto" and accumulation == "auto":
-        return EFFECTIVE_BATCH, 1
+        most = EFFECTIVE_BATCH
+        while not machine.gpus and most > 1 and most * sum(lengths) / len(lengths) > MICRO_BATCH_TOKENS:
+            most //= 2
+        return most, EFFECTIVE_BATCH // most
     if batch == "auto":
         return max(1, EFFECTIVE_BATCH // int(accumulation)), int(accumulation)
     if accumulation == "auto":
@@ -210,6 +232,48 @@ def _optimizer(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
         return train.optim
     notes.append(f"optim: {train.optim} needs a CUDA device and bitsandbytes; adamw_torch is used.")
     return "adamw_torch"
+
+
+def _attention(train: TrainConfig, lengths: Sequence[int], machine: Machine) -> str:
+    """On a CPU the kernel behind sdpa is slow for short rows (docs/performance.md): plain products there."""
+    if train.attn_implementation == "flash_attention_2" and not machine.gpus:
+        raise RecipeError("train.attn_implementation: flash_attention_2 needs a CUDA device. Use auto.")
+    if train.attn_implementation != "auto":
+        return train.attn_implementation
+    return "eager" if not machine.gpus and max(lengths) <= EAGER_ATTENTION_TOKENS else "sdpa"
+
+
+def _liger(train: TrainConfig, machine: Machine, notes: list[str]) -> bool:
+    found = bool(machine.gpus) and importlib.util.find_spec("liger_kernel") is not None
+    if train.use_liger_kernel is True and not found:
+        notes.append("use_liger_kernel: needs a CUDA device and the package liger-kernel; not used.")
+    return found and train.use_liger_kernel is not False
+
+
+def _compile(
+    settings: Settings,
+    train: TrainConfig,
+    facts: ModelFacts,
+    lengths: Sequence[int],
+    machine: Machine,
+    notes: list[str],
+) -> bool:
+    """Whether compiling a layer pays: by the arithmetic of the run, so that a continued run decides alike."""
+    if train.torch_compile is False or (train.torch_compile == "auto" and machine.gpus):
+        return False
+    why_not = "gradient_checkpointing is on" if settings.gradient_checkpointing else ""
+    if not compiler_found():
+        why_not = "no C++ compiler was found"
+    if not why_not and train.torch_compile == "auto":
+        tokens = sum(lengths) / len(lengths) * settings.effective_batch * settings.total_steps
+        per_token = (4 if settings.finetuning_type == "lora" else 6) * facts.num_linear
+        plain_s = tokens * per_token / (CPU_FLOPS_PER_CORE * machine.cores)
+        if plain_s * COMPILE_SAVES < COMPILE_SECONDS:
+            return False
+        notes.append("torch_compile: true, because the run is long enough to pay for compiling a layer.")
+    if why_not and train.torch_compile is True:
+        notes.append(f"torch_compile: not used, because {why_not}.")
+    return not why_not
 
 
 def _make_fit(settings: Settings, train: TrainConfig, fits: Any, notes: list[str]) -> Settings:

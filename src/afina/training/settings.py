@@ -12,6 +12,7 @@ from afina.engine.loader import BaseSpec, Quantisation
 class Settings:
     """Everything that decides a training, resolved. Named as in the recipe where they are the same thing.
 
+    dequantize: 4-bit weights are written out once, in bnb_4bit_compute_dtype.
     compute_dtype: of products ("bfloat16", "float16", "float32"). weights_dtype: of unquantised weights as loaded;
     full tuning keeps float32 masters. total_steps: updates in the run. notes: what was chosen or changed, and why.
     """
@@ -23,6 +24,7 @@ class Settings:
     bnb_4bit_quant_type: str
     bnb_4bit_use_double_quant: bool
     bnb_4bit_compute_dtype: str
+    dequantize: bool
     compute_dtype: str
     weights_dtype: str
     device: str
@@ -47,6 +49,11 @@ class Settings:
     group_by_length: bool
     loss_on: str
     gradient_checkpointing: bool
+    attn_implementation: str
+    torch_compile: bool
+    fused_lora: bool
+    fused_loss: bool
+    use_liger_kernel: bool
     logging_steps: int
     eval_steps: int
     early_stopping_patience: int | None

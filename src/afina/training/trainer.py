@@ -6,7 +6,6 @@ padded or accumulated, and the loss is the mean over all their trained tokens.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from afina.engine.loader import LoadedModel
 from afina.training import checkpoints
 from afina.training.adapters import restore_weights, save_weights
 from afina.training.collate import MicroBatch, Schedule, Step
-from afina.training.loss import LogitsAt, calibrated_sum, loss_parts, loss_sum
+from afina.training.loss import calibrated_sum, loss_parts
+from afina.training.passes import Passes
 from afina.training.recorder import Recorder
 from afina.training.settings import Settings
 
@@ -39,12 +39,12 @@ class StepTrainer(Trainer):
         validation: list[MicroBatch],
         folder: Path,
         recorder: Recorder,
-        logits_at: LogitsAt,
+        passes: Passes,
         arguments: TrainingArguments,
     ) -> None:
         super().__init__(model=loaded.model, args=arguments, train_dataset=schedule, eval_dataset=validation or None)  # type: ignore[arg-type]
         self.loaded, self.settings, self.schedule, self.validation = loaded, settings, schedule, validation
-        self.folder, self.recorder, self.logits_at = folder, recorder, logits_at
+        self.folder, self.recorder, self.passes = folder, recorder, passes
         self.remove_callback(PrinterCallback)
         self.add_callback(_Flow(self))
         self.loss_is_scaled_for_ga = True
@@ -67,20 +67,9 @@ class StepTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         step: Step = inputs
-        model.train()
-        total = torch.zeros((), device=self.args.device)
-        for batch in step.micro_batches:
-            with self._autocast():
-                loss = loss_sum(model, batch.to(self.args.device), self.logits_at) / step.num_trained
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        total = self.passes.learn(step, self.accelerator.backward)
         self.recorder.count(step.num_tokens)
         return total
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.settings.compute_dtype == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, dtype=getattr(torch, self.settings.compute_dtype))
 
     # -- evaluation ----------------------------------------------------------------------------------
 
@@ -90,8 +79,10 @@ class StepTrainer(Trainer):
         self.model.eval()  # type: ignore[union-attr]
         open_total, finite = 0.0, []
         for batch in self.validation:
-            with self._autocast():
-                open_sum, logits_MK, chosen_M = loss_parts(self.model, batch.to(self.args.device), self.logits_at)
+            with self.passes.autocast():
+                open_sum, logits_MK, chosen_M = loss_parts(
+                    self.model, batch.to(self.args.device), self.passes.logits_at
+                )
             open_total += float(open_sum)
             finite.append((logits_MK, chosen_M))
         plain = open_total + sum(float((m.logsumexp(1) - c).sum()) for m, c in finite)
