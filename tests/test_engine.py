@@ -198,7 +198,10 @@ def random_schema(rng: random.Random, depth: int = 0) -> schemas.Schema:
             "maxItems": rng.randint(1, 3),
         }
     if kind == "union":
-        return {"anyOf": [{"type": "null"}, rng.choice([{"type": "string"}, {"type": "integer"}, {"enum": ["z"]}])]}
+        numbers = {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
+        others = [{"type": "string"}, {"type": "integer"}, {"enum": ["z"]}, numbers, {**numbers, "items": numbers}]
+        others += [random_schema(rng, 2), {"type": "array", "items": {"type": "string"}, "maxItems": 2}]
+        return {"anyOf": [{"type": "null"}, rng.choice(others)]}
     if kind == "object":
         names = rng.sample(["a", "ab", "b c", "ç", 'k"', "valor", "tipo"], rng.randint(1, 4))
         required = [name for name in names if rng.random() < 0.6]

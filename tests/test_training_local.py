@@ -24,7 +24,7 @@ from afina.engine.encoded import Encoded
 from afina.engine.loader import load_specialist
 from afina.training.adapters import merge, prepare
 from afina.training.checkpoints import complete, staged
-from afina.training.collate import micro_batches
+from afina.training.collate import Layout, micro_batches
 from afina.training.local import TrainResult, measure_step_s, require_reporters, train
 from afina.training.loss import loss_sum
 from afina.training.recorder import read_metrics
@@ -99,7 +99,7 @@ def test_it_stops_early_and_keeps_the_best_weights(base: Path, tmp_path: Path) -
         num_train_epochs=20,
     )
     assert result.steps == result.best_step + 2 < settings.total_steps
-    batches = micro_batches(examples(16, seed=1), 16, loss_on="completion", packing=True, pad_token_id=2)
+    batches = micro_batches(examples(16, seed=1), 16, Layout("completion", 2))
     with torch.no_grad():
         again = sum(float(loss_sum(loaded.model, b)) for b in batches) / sum(len(b.target_N) for b in batches)
     assert again == pytest.approx(result.best_validation_loss, rel=1e-4)

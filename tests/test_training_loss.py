@@ -11,12 +11,13 @@ from training_material import EOS, examples, tiny_llama
 
 from afina.engine.encoded import Encoded
 from afina.engine.loader import load_base
-from afina.training.collate import Schedule, collate, make_rows, micro_batches
+from afina.training.collate import Layout, Schedule, collate, make_rows, micro_batches
 from afina.training.loss import head_is_plain, logits_full, logits_short, loss_sum, packing_is_clean
 
 PAD = 2
 # float32 sums in another order: logits of order 1, 32 terms, so a few 1e-6.
 TOLERANCE = 2e-5
+PLAIN = Layout("completion", PAD)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def reference(model: Any, data: list[Encoded], loss_on: str) -> float:
 def test_loss_equals_the_reference(model: Any, packing: bool, loss_on: str) -> None:
     data = examples(12)
     data.append(Encoded((0, 10, 40, 11, 12, 13, EOS), 3, {4: (12, 30, 31)}))  # forced positions around a choice
-    batch = collate(make_rows(data, packing=packing), loss_on, PAD)
+    batch = collate(make_rows(data, Layout(loss_on, PAD, packing=packing)), Layout(loss_on, PAD))
     wanted = reference(model, data, loss_on)
     assert len(batch.target_N) == sum(len(e.trained(loss_on)) for e in data)
     for way in (logits_short, logits_full):
@@ -57,10 +58,10 @@ def test_loss_equals_the_reference(model: Any, packing: bool, loss_on: str) -> N
 
 def test_packed_logits_equal_unpacked(model: Any) -> None:
     data = examples(9, seed=3)
-    packed = collate(make_rows(data, packing=True), "completion", PAD)
+    packed = collate(make_rows(data, PLAIN), PLAIN)
     assert packed.input_ids_BT.shape[0] < len(data)
-    ordered = [e for row in make_rows(data, packing=True) for e in row]
-    alone = [logits_short(model, collate([[e]], "completion", PAD)) for e in ordered]
+    ordered = [e for row in make_rows(data, PLAIN) for e in row]
+    alone = [logits_short(model, collate([[e]], PLAIN)) for e in ordered]
     assert torch.allclose(logits_short(model, packed), torch.cat(alone), atol=TOLERANCE)
 
 
@@ -79,7 +80,7 @@ def test_the_probe_sees_a_leak(model: Any, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("loss_on", ["completion", "choices"])
 def test_eos_once_and_pad_never(packing: bool, loss_on: str) -> None:
     data = examples(20)
-    batches = micro_batches(data, 4, loss_on=loss_on, packing=packing, pad_token_id=EOS)  # the worst case: pad is eos
+    batches = micro_batches(data, 4, Layout(loss_on, EOS, packing=packing))  # the worst case: pad is eos
     targets = torch.cat([b.target_N for b in batches])
     assert int((targets == EOS).sum()) == len(data) == 20
     for batch in batches:
@@ -94,7 +95,7 @@ def test_gradient_of_uneven_micro_batches_is_that_of_one(model: Any) -> None:
     grads = []
     for size in (7, 3):
         model.zero_grad()
-        batches = micro_batches(data, size, loss_on="completion", packing=False, pad_token_id=PAD)
+        batches = micro_batches(data, size, Layout("completion", PAD, packing=False))
         num_trained = sum(len(b.target_N) for b in batches)
         for batch in batches:
             (loss_sum(model, batch) / num_trained).backward()
@@ -105,7 +106,7 @@ def test_gradient_of_uneven_micro_batches_is_that_of_one(model: Any) -> None:
 
 def test_mean_loss_equals_transformers_own(model: Any) -> None:
     data = examples(5)
-    batch = collate([[e] for e in data], "completion", PAD)
+    batch = collate([[e] for e in data], PLAIN)
     labels = torch.full_like(batch.input_ids_BT, -100)
     for row, e in enumerate(data):
         labels[row, e.num_prompt : len(e.input_ids)] = torch.tensor(e.input_ids[e.num_prompt :])
@@ -119,11 +120,9 @@ def schedule(data: list[Encoded], **changes: Any) -> Schedule:
     values: dict[str, Any] = {
         "batch_size": 4,
         "accumulation": 2,
-        "loss_on": "completion",
-        "packing": False,
         "group_by_length": False,
-        "pad_token_id": PAD,
         "seed": 5,
+        "layout": Layout("completion", PAD, packing=False),
     }
     return Schedule(data, 12, **{**values, **changes})
 
@@ -151,9 +150,9 @@ def test_grouping_by_length_pads_less() -> None:
 
 def test_packing_changes_no_update() -> None:
     data = examples(30)
-    plain, packed = schedule(data), schedule(data, packing=True)
+    plain, packed = schedule(data), schedule(data, layout=PLAIN)
     assert [plain[i].num_trained for i in range(8)] == [packed[i].num_trained for i in range(8)]
 
 
 def test_flat_rows_for_flash() -> None:
-    assert len(make_rows(examples(9), packing=True, flat=True)) == 1
+    assert len(make_rows(examples(9), Layout("completion", PAD, flat=True))) == 1

@@ -42,6 +42,7 @@ from afina.strategies.classical import Majority, TfidfLogistic
 from afina.strategies.finetuned import Manifest, Specialist
 from afina.strategies.local import LocalPredictor
 from afina.training import local, planner
+from afina.training.collate import common_beginning
 from afina.training.facts import model_facts
 from afina.training.machine import machine
 from afina.training.plan import Plan, require_fit
@@ -125,7 +126,7 @@ def _renderer(opened: Run) -> Renderer:
     train = opened.recipe.train
     tokenizer = load_tokenizer(train.base_model, train.revision)
     style = prompt_style(tokenizer, train.chat_template, train.base_model)
-    return Renderer(opened.task, Codec(tokenizer), style)
+    return Renderer(opened.task, Codec(tokenizer), style, answer_format=opened.recipe.answer.answer_format)
 
 
 def encode(renderer: Renderer, examples: Sequence[Example], max_length: int) -> list[Encoded]:
@@ -151,7 +152,7 @@ def _settings(opened: Run, prepared: Prepared) -> tuple[Settings, list[Encoded]]
     encoded = encode(_renderer(opened), prepared.splits["train"], train.max_length)
     facts = model_facts(train.base_model, train.revision)
     lengths = [len(one.input_ids) for one in encoded]
-    return planner.resolve(train, facts, lengths, machine(opened.recipe.run_dir)), encoded
+    return planner.resolve(train, facts, lengths, machine(opened.recipe.run_dir), common_beginning(encoded)), encoded
 
 
 def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measure: bool) -> Plan:
@@ -162,7 +163,9 @@ def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measur
     if not found.fits or not measure:
         return found
     say("measuring a few training steps")
-    step_s = local.measure_step_s(load_spec(settings.base, dequantize=settings.dequantize), settings, encoded, opened.recipe.seed)
+    step_s = local.measure_step_s(
+        load_spec(settings.base, dequantize=settings.dequantize), settings, encoded, opened.recipe.seed
+    )
     return make_plan(settings, facts, lengths, here, step_s)
 
 
@@ -274,6 +277,7 @@ def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str,
         base_model=settings.base_model,
         finetuning_type=settings.finetuning_type,
         style=renderer.style,
+        answer_format=renderer.answer_format,
         fingerprint=renderer.fingerprint,
         max_length=recipe.train.max_length,
         max_text_tokens=recipe.answer.max_text_tokens,
@@ -346,6 +350,7 @@ def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
         opened.task,
         style=prompt_style(loaded.tokenizer, train.chat_template, train.base_model),
         show_schema=True,
+        answer_format=opened.recipe.answer.answer_format,
         batch_size=opened.recipe.answer.batch_size,
         max_text_tokens=opened.recipe.answer.max_text_tokens,
     )

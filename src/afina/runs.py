@@ -75,6 +75,7 @@ class Run:
         )
         sums = [file_digest(path) for path in files if path is not None and path.is_file()]
         model = [recipe.train.base_model, recipe.train.revision, recipe.train.chat_template, recipe.train.max_length]
+        model.append(recipe.answer.answer_format)  # decides how long an example is, and what is learned
         return digest([self.task.to_json(), recipe.data.model_dump(mode="json"), sums, model, recipe.seed, __version__])
 
     @property

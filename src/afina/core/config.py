@@ -179,6 +179,9 @@ class TrainConfig(Config):
     packing: bool | Auto = Field(
         default="auto", description="Several examples in one row, without attention between them."
     )
+    share_prefix: bool | Auto = Field(
+        default="auto", description="Examples packed in one row have the instruction that all begin with only once."
+    )
     group_by_length: bool = False
     loss_on: Literal["completion", "choices"] = Field(
         default="completion",

@@ -20,6 +20,8 @@ from afina.core.errors import ModelError
 from afina.core.storage import digest
 
 CONTROL_LIKE = re.compile(r"^(<.*>|\[[A-Z_/ 0-9]+\])$", re.DOTALL)
+# Short answer texts whose tokens are kept: up to this many characters, this many texts.
+KNOWN_LENGTH, KNOWN_TEXTS = 128, 10_000
 
 
 class Codec:
@@ -36,6 +38,7 @@ class Codec:
                 f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; answers cannot end."
             )
         self.eos = int(tokenizer.eos_token_id)
+        self._known: dict[str, list[int]] = {}
         self._json = json.loads(tokenizer.backend_tokenizer.to_str())
         self._json["truncation"] = self._json["padding"] = None
 
@@ -122,6 +125,17 @@ class Codec:
 
     def answer_text(self, text: str) -> list[int]:
         """Tokens of text that continues other text: no bos, no leading space of SentencePiece."""
+        if len(text) > KNOWN_LENGTH:
+            return self._answer_text(text)
+        # The same few labels and keys are written in every answer.
+        ids = self._known.get(text)
+        if ids is None:
+            if len(self._known) >= KNOWN_TEXTS:
+                self._known.clear()
+            ids = self._known[text] = self._answer_text(text)
+        return ids.copy()
+
+    def _answer_text(self, text: str) -> list[int]:
         ids = self.lexer.tokenize_str(text)
         if self.lexer.decode_bytes(ids) != text.encode() or any(i in self.control_ids for i in ids):
             ids = self.lexer.greedy_tokenize(text)

@@ -6,6 +6,9 @@ An answer's text is a walk through its schema. The walk yields
     Choice   one of finitely many texts: a label, a boolean, the next key, one more item or the end
     Open     a value without a finite list: free text, a number; llguidance keeps it valid
 
+Each event carries its JSON text, and what the model says of it (`spoken`) in the compact answer format:
+nothing where the schema forces, a label or a mark where it leaves a choice. docs/formats.md describes it.
+
 With `gold`, a value of the schema, the walk follows that value: training and serving are the same
 walk, so what is trained is what is served. Knows nothing of tokens or models.
 """
@@ -18,48 +21,68 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from afina.core.schema import Schema, dumps, labels_of, problems
+from afina.engine.spelling import END, LIST, OBJECT, SPACE, TEXT, AnswerFormat, spell
 
+# Instead of a gold value: there is none; or, a reader follows an answer that stands already, however long.
 MISSING: Any = object()
+READING: Any = object()
 # Items of an array without maxItems that a model may write, so that every answer ends.
 MAX_ITEMS = 32
 
 
 @dataclass(frozen=True)
 class Forced:
+    """text: in JSON. spoken: in the compact format, mostly nothing. One of the two may be empty."""
+
     text: str
+    spoken: str = ""
+
+    def said(self, answer_format: AnswerFormat) -> str:
+        return self.text if answer_format == "json" else self.spoken
 
 
 @dataclass(frozen=True)
 class Choice:
     """One of `options` comes next.
 
+    spoken: the options in the compact format; none of them begins another.
     structural: what follows depends on the option, so its index must be sent into the walk.
     gold: index of the gold option, or None.
     """
 
     path: str
     options: tuple[str, ...]
+    spoken: tuple[str, ...]
     structural: bool
     gold: int | None = None
+
+    def said(self, answer_format: AnswerFormat) -> tuple[str, ...]:
+        return self.options if answer_format == "json" else self.spoken
 
 
 @dataclass(frozen=True)
 class Open:
-    """A value without a finite list.
+    """A value without a finite list; both formats write it alike.
 
-    kind: "string": the rest of a JSON string whose opening quote is written; "json": a whole JSON
-        value; "text": plain text up to the end of the answer.
+    kind: "json": a JSON value; "text": plain text up to the end of the answer.
     gold: its text, or None.
+    opened: how the JSON value begins, already written; neither the model nor `gold` writes it again.
     """
 
     path: str
-    kind: Literal["string", "json", "text"]
+    kind: Literal["json", "text"]
     schema: Schema
     gold: str | None = None
+    opened: str = ""
 
 
 Event = Forced | Choice | Open
 Walk = Generator[Event, int | None, None]
+OPENINGS = {"object": ("{", OBJECT), "array": ("[", LIST), "string": ('"', TEXT)}
+
+
+def _unknown(gold: Any) -> bool:
+    return gold is MISSING or gold is READING
 
 
 def walk(schema: Schema, gold: Any = MISSING, path: str = "") -> Walk:
@@ -72,14 +95,22 @@ def walk(schema: Schema, gold: Any = MISSING, path: str = "") -> Walk:
     elif schema["type"] == "object":
         yield Forced("{")
         yield from _walk_properties(schema, gold, path)
-    elif schema["type"] == "array" and not _opaque(schema["items"]):
+    elif schema["type"] == "array" and not is_opaque(schema["items"]):
         yield Forced("[")
         yield from _walk_items(schema, gold, path)
     elif schema["type"] == "string":
-        yield Forced('"')
-        yield Open(path, "string", schema, None if gold is MISSING else dumps(gold)[1:])
+        yield Forced(*OPENINGS["string"])
+        yield Open(path, "json", schema, None if _unknown(gold) else dumps(gold)[1:], opened='"')
     else:
-        yield Open(path, "json", schema, None if gold is MISSING else _plain_text(gold))
+        yield from _walk_json(schema, gold, path)
+
+
+def _walk_json(schema: Schema, gold: Any, path: str) -> Walk:
+    """A whole JSON value that the model writes itself: a number, a list of numbers."""
+    yield Forced("", SPACE)
+    yield Open(path, "json", schema, None if _unknown(gold) else _plain_text(gold))
+    if schema.get("type") != "array":  # a list ends with its bracket
+        yield Forced("", END)
 
 
 def _plain_text(value: Any) -> str:
@@ -93,7 +124,7 @@ def _plain_text(value: Any) -> str:
 
 def walk_text(gold: Any = MISSING) -> Walk:
     """The walk of a free-text answer."""
-    yield Open("", "text", {"type": "string"}, None if gold is MISSING else gold)
+    yield Open("", "text", {"type": "string"}, None if _unknown(gold) else gold)
 
 
 def open_values(schema: Schema, path: str = "") -> Iterator[Open]:
@@ -103,16 +134,16 @@ def open_values(schema: Schema, path: str = "") -> Iterator[Open]:
     if schema.get("type") == "object":
         for name, inner in schema["properties"].items():
             yield from open_values(inner, f"{path}.{name}" if path else name)
-    elif schema.get("type") == "array" and not _opaque(schema["items"]):
+    elif schema.get("type") == "array" and not is_opaque(schema["items"]):
         yield from open_values(schema["items"], path)
     elif "anyOf" in schema:
         for branch in schema["anyOf"]:
             yield from open_values(branch, path)
     else:
-        yield Open(path, "string" if schema["type"] == "string" else "json", schema)
+        yield Open(path, "json", schema, opened='"' if schema["type"] == "string" else "")
 
 
-def _opaque(items: Schema) -> bool:
+def is_opaque(items: Schema) -> bool:
     """Can the items of an array not be told from its end by one fixed opening? Then it is one Open."""
     labels = labels_of(items)
     if labels is not None:
@@ -122,14 +153,15 @@ def _opaque(items: Schema) -> bool:
 
 def _walk_labels(labels: tuple[Any, ...], gold: Any, path: str) -> Walk:
     texts = [dumps(label) for label in labels]
-    index = None if gold is MISSING else texts.index(dumps(gold))
+    index = None if _unknown(gold) else texts.index(dumps(gold))
+    spoken = spell(tuple(texts))
     if len(texts) == 1:
         yield Forced(texts[0])
         return
     if all(text.startswith('"') for text in texts):
         yield Forced('"')
         texts = [text[1:] for text in texts]
-    yield Choice(path, tuple(texts), structural=False, gold=index)
+    yield Choice(path, tuple(texts), spoken, structural=False, gold=index)
 
 
 def _walk_union(schema: Schema, gold: Any, path: str) -> Walk:
@@ -138,21 +170,23 @@ def _walk_union(schema: Schema, gold: Any, path: str) -> Walk:
         labels = labels_of(branch)
         if branch.get("type") in ("integer", "number") or any(type(v) in (int, float) for v in labels or ()):
             # A number has no opening of its own, and 1 begins like 10.
-            yield Open(path, "json", schema, None if gold is MISSING else _plain_text(gold))
+            yield from _walk_json(schema, gold, path)
             return
         if labels is not None:
             openings += [(dumps(label), None) for label in labels]
         else:
-            openings.append(({"object": "{", "array": "[", "string": '"'}[branch["type"]], branch))
+            openings.append((OPENINGS[branch["type"]][0], branch))
+    words = iter(spell(tuple(opening for opening, branch in openings if branch is None)))
+    spoken = tuple(next(words) if branch is None else OPENINGS[branch["type"]][1] for _, branch in openings)
     index = None
-    if gold is not MISSING:
+    if not _unknown(gold):
         text = dumps(gold)
         index = next(
             i
             for i, (opening, branch) in enumerate(openings)
             if (opening == text if branch is None else not problems(gold, branch))
         )
-    chosen = yield Choice(path, tuple(opening for opening, _ in openings), structural=True, gold=index)
+    chosen = yield Choice(path, tuple(opening for opening, _ in openings), spoken, structural=True, gold=index)
     assert chosen is not None, "a structural choice needs its answer"
     branch = openings[chosen][1]
     if branch is not None:
@@ -161,6 +195,9 @@ def _walk_union(schema: Schema, gold: Any, path: str) -> Walk:
 
 def _after_opening(schema: Schema, gold: Any, path: str) -> Walk:
     """The walk of a value whose first character is already written."""
+    if schema["type"] == "array" and is_opaque(schema["items"]):
+        yield Open(path, "json", schema, None if _unknown(gold) else _plain_text(gold)[1:], opened="[")
+        return
     inner = walk(schema, gold, path)
     first = next(inner)
     assert isinstance(first, Forced), "an opening is forced"
@@ -170,6 +207,7 @@ def _after_opening(schema: Schema, gold: Any, path: str) -> Walk:
 
 def _walk_properties(schema: Schema, gold: Any, path: str) -> Walk:
     names = list(schema["properties"])
+    spellings = spell(tuple(dumps(name) for name in names))
     required = set(schema["required"])
     at, separator = 0, ""
     while True:
@@ -180,24 +218,26 @@ def _walk_properties(schema: Schema, gold: Any, path: str) -> Walk:
             if names[index] in required:
                 break
         options = [f"{separator}{dumps(names[i])}:" for i in candidates]
+        spoken = [spellings[i] for i in candidates]
         if not candidates or names[candidates[-1]] not in required:
             candidates.append(len(names))
             options.append("}")
+            spoken.append(END)
         picked = 0
         if len(options) == 1:
             yield Forced(options[0])
         else:
             follows = None
-            if gold is not MISSING:
+            if not _unknown(gold):
                 follows = next(n for n, i in enumerate(candidates) if i == len(names) or names[i] in gold)
             decided = f"{path}.{names[candidates[0]]}" if path else names[candidates[0]]
-            answer = yield Choice(decided, tuple(options), structural=True, gold=follows)
+            answer = yield Choice(decided, tuple(options), tuple(spoken), structural=True, gold=follows)
             assert answer is not None, "a structural choice needs its answer"
             picked = answer
         if candidates[picked] == len(names):
             return
         name = names[candidates[picked]]
-        inner = MISSING if gold is MISSING else gold[name]
+        inner = gold if _unknown(gold) else gold[name]
         yield from walk(schema["properties"][name], inner, f"{path}.{name}" if path else name)
         at, separator = candidates[picked] + 1, ","
 
@@ -205,50 +245,62 @@ def _walk_properties(schema: Schema, gold: Any, path: str) -> Walk:
 def _walk_items(schema: Schema, gold: Any, path: str) -> Walk:
     items, low = schema["items"], schema.get("minItems", 0)
     high = schema.get("maxItems", max(MAX_ITEMS, low) if gold is MISSING else None)
-    labels = labels_of(items)
-    unique = bool(schema.get("uniqueItems"))
+    labels, unique = labels_of(items), bool(schema.get("uniqueItems"))
     first_allowed = 0  # unique labels are written in the schema's order
     count = 0
     while True:
         separator = "," if count else ""
         if high is not None and count >= high:
-            yield Forced("]")
+            # A list that our own limit ends is spelt as any other of its length.
+            yield Forced("]", "" if "maxItems" in schema else END)
             return
-        ended = gold is not MISSING and count >= len(gold)
-        if labels is not None:
+        ended = not _unknown(gold) and count >= len(gold)
+        item = gold if _unknown(gold) else MISSING if ended else gold[count]
+        if labels is None:
+            written = yield from _opened_item(items, item, path, separator, may_end=count >= low, ended=ended)
+            if not written:
+                return
+        else:
             # Leave room for the labels that minItems still asks for.
             last_allowed = len(labels) - max(0, low - count - 1) if unique else len(labels)
-            open_labels = list(range(first_allowed, last_allowed)) if unique else list(range(len(labels)))
-            options = [separator + dumps(labels[i]) for i in open_labels]
-            if count >= low:
-                options.append("]")
-            index = None
-            if gold is not MISSING:
-                index = len(options) - 1 if ended else options.index(separator + dumps(gold[count]))
-            picked = 0
-            if len(options) == 1:
-                yield Forced(options[0])
-            else:
-                answer = yield Choice(path, tuple(options), structural=True, gold=index)
-                assert answer is not None, "a structural choice needs its answer"
-                picked = answer
-            if options[picked] == "]":
+            allowed = range(first_allowed if unique else 0, last_allowed)
+            picked = yield from _label_item(labels, allowed, item, path, separator, may_end=count >= low, ended=ended)
+            if picked is None:
                 return
-            first_allowed = open_labels[picked] + 1
-        else:
-            inner = MISSING if gold is MISSING or ended else gold[count]
-            opening = {"object": "{", "array": "[", "string": '"'}[items["type"]]
-            if count < low:
-                yield Forced(separator)
-                yield from walk(items, inner, path)
-            else:
-                answer = yield Choice(
-                    path,
-                    (separator + opening, "]"),
-                    structural=True,
-                    gold=None if gold is MISSING else int(ended),
-                )
-                if answer == 1:
-                    return
-                yield from _after_opening(items, inner, path)
+            first_allowed = picked + 1
         count += 1
+
+
+def _label_item(
+    labels: tuple[Any, ...], allowed: range, gold: Any, path: str, separator: str, *, may_end: bool, ended: bool
+) -> Generator[Event, int | None, int | None]:
+    """The next label of a list, or its end. Returns the label's index, None for the end."""
+    texts = [dumps(label) for label in labels]
+    spellings = spell(tuple(texts))
+    options = [separator + texts[i] for i in allowed] + ["]"] * may_end
+    spoken = [spellings[i] for i in allowed] + [END] * may_end
+    picked = 0
+    if len(options) == 1:
+        yield Forced(options[0])
+    else:
+        index = len(allowed) if ended else None if _unknown(gold) else options.index(separator + dumps(gold))
+        answer = yield Choice(path, tuple(options), tuple(spoken), structural=True, gold=index)
+        assert answer is not None, "a structural choice needs its answer"
+        picked = answer
+    return allowed[picked] if picked < len(allowed) else None
+
+
+def _opened_item(
+    items: Schema, gold: Any, path: str, separator: str, *, may_end: bool, ended: bool
+) -> Generator[Event, int | None, bool]:
+    """The next text, object or list of a list, or its end. Returns whether there was one."""
+    opening, spoken = OPENINGS[items["type"]]
+    if may_end:
+        index = 1 if ended else None if _unknown(gold) else 0
+        answer = yield Choice(path, (separator + opening, "]"), (spoken, END), structural=True, gold=index)
+        if answer == 1:
+            return False
+    else:
+        yield Forced(separator + opening, spoken)
+    yield from _after_opening(items, gold, path)
+    return True

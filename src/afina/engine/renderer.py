@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from afina.core.errors import DataError, ModelError
 from afina.core.predictor import Example, Inputs
-from afina.core.schema import Schema, dumps, labels_of
+from afina.core.schema import dumps
 from afina.core.storage import digest
 from afina.core.task import Part, Task
 from afina.engine.codec import Codec
 from afina.engine.encoded import Encoded
 from afina.engine.grammar import MISSING, Walk, walk, walk_text
+from afina.engine.spelling import AnswerFormat, spell
+from afina.engine.spoken import describe, read, say
 from afina.engine.writer import Writer
 
 Style = Literal["chat", "completion"]
@@ -30,9 +32,19 @@ class Renderer:
 
     style: "chat" puts the question into the tokenizer's chat template, "completion" writes plain text.
     show_schema: name the fields and labels in the prompt, as a model that was not tuned needs it.
+    answer_format: "json" has the model write the JSON itself, "compact" only its free choices. Plain text
+        is the same in both.
     """
 
-    def __init__(self, task: Task, codec: Codec, style: Style, *, show_schema: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        codec: Codec,
+        style: Style,
+        *,
+        show_schema: bool = False,
+        answer_format: AnswerFormat = "json",
+    ) -> None:
         if style == "chat" and not codec.tokenizer.chat_template:
             raise ModelError(
                 f"{codec.tokenizer.name_or_path}: has no chat template, but chat_template: chat was asked for. "
@@ -40,12 +52,14 @@ class Renderer:
             )
         self.task, self.show_schema = task, show_schema
         self.style: Style = style
+        self.answer_format: AnswerFormat = answer_format
         self.codec = codec
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the prompt's tokens but the inputs."""
-        return digest([self.codec.fingerprint, self.style, self.task.to_json(), "renderer-1"])
+        """Hash of everything that decides the tokens of prompt and answer but the example."""
+        version = ["renderer-1"] if self.answer_format == "json" else ["renderer-1", "compact-1"]
+        return digest([self.codec.fingerprint, self.style, self.task.to_json(), *version])
 
     # -- prompts --------------------------------------------------------------------------------
 
@@ -80,10 +94,14 @@ class Renderer:
     def question(self, part: Part, shown: Sequence[tuple[str, str]]) -> str:
         """The question as text: instruction, answer format where it is shown, named inputs."""
         blocks = [self.task.instruction]
-        if self.show_schema:
-            blocks.append(describe(part.schema))
+        if self.show_schema and not self.task.free_text:
+            blocks.append(self.describe(part))
         blocks.append("\n".join(f"{name}: {text}" for name, text in shown))
         return "\n\n".join(blocks)
+
+    def describe(self, part: Part) -> str:
+        """The answer's format in words, for a model that was not tuned."""
+        return describe(part.schema, self.answer_format)
 
     def _prompt_ids(self, part: Part, shown: Sequence[tuple[str, str]]) -> list[int]:
         if self.style == "completion":
@@ -116,7 +134,28 @@ class Renderer:
         return walk_text(gold) if self.task.free_text else walk(part.schema, gold)
 
     def writer(self, part: Part, max_text_tokens: int, gold: Any = MISSING) -> Writer:
-        return Writer(self.codec, self.walk(part, gold), max_text_tokens)
+        return Writer(self.codec, self.walk(part, gold), max_text_tokens, self.answer_format)
+
+    def label_texts(self, labels: Sequence[Any]) -> list[str]:
+        """What the model says for each label of an enum, from the point where it chooses."""
+        texts = [dumps(label) for label in labels]
+        if self.answer_format == "compact":
+            return list(spell(tuple(texts)))
+        return [text[1:] for text in texts] if all(text.startswith('"') for text in texts) else texts
+
+    def answer_text(self, part: Part, example: Example) -> str | None:
+        """What the model should say for one part of an example; None if it has no gold answer."""
+        gold = self.task.part_answer(part, example)
+        if gold is None or self.task.free_text:
+            return gold
+        return say(part.schema, gold, self.answer_format)
+
+    def parse(self, part: Part, text: str) -> Any:
+        """The value that an answer's text means; the inverse of `answer_text`.
+
+        Raises DataError for a text that is no answer.
+        """
+        return text if self.task.free_text else read(part.schema, text, self.answer_format)
 
     def encode(self, part: Part, example: Example, max_tokens: int | None = None) -> Encoded | None:
         """One part of an example as training tokens; None if it has no gold answer.
@@ -149,25 +188,6 @@ class Renderer:
         ids = [*self.codec.completion_prompt(text), self.codec.eos]
         pieces = [ids[i : i + max_tokens] for i in range(0, len(ids), max_tokens)]
         return [Encoded(tuple(piece), num_prompt=1) for piece in pieces if len(piece) > 8]
-
-
-def describe(schema: Schema) -> str:
-    """The answer's format for a prompt: JSON with the labels in place of values."""
-    return f"JSON: {_describe(schema)}"
-
-
-def _describe(schema: Schema) -> str:
-    labels = labels_of(schema)
-    if labels is not None:
-        return " | ".join(dumps(label) for label in labels)
-    if "anyOf" in schema:
-        return " | ".join(_describe(branch) for branch in schema["anyOf"])
-    if schema["type"] == "object":
-        inner = ", ".join(f"{dumps(name)}: {_describe(value)}" for name, value in schema["properties"].items())
-        return "{" + inner + "}"
-    if schema["type"] == "array":
-        return f"[{_describe(schema['items'])}, ...]"
-    return {"string": '"..."', "integer": "0", "number": "0.0"}[schema["type"]]
 
 
 def prompt_style(tokenizer: Any, setting: Literal["auto", "chat", "completion"], name: str) -> Style:

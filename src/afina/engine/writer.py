@@ -6,10 +6,14 @@ takes the model's favourite among `allowed`; training takes `gold`. So the token
 the tokens that will be written, by construction.
 
 Borders: each run of forced text, each option and each open value is tokenised by itself.
+
+What the model reads and writes (`tokens`) and the answer's JSON (`text`) are the same text in the format
+`json`. In `compact` the tokens hold only what is spoken, and the JSON is written beside them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +24,8 @@ import numpy as np
 from afina.core.errors import SchemaError
 from afina.core.schema import Schema, dumps
 from afina.engine.codec import Codec
-from afina.engine.grammar import MAX_ITEMS, Choice, Event, Forced, Open, Walk, open_values
+from afina.engine.grammar import MAX_ITEMS, Choice, Forced, Open, Walk, open_values
+from afina.engine.spelling import AnswerFormat
 
 # Tokens that a value at its limit may still take before it must close.
 CLOSING_GRACE = 64
@@ -41,20 +46,26 @@ class Decision:
 
 
 class Writer:
-    """Writes one answer. `tokens` is what stands so far; `text` its text."""
+    """Writes one answer. `tokens` is what the model has said so far; `text` the answer, once it is complete."""
 
-    def __init__(self, codec: Codec, walk: Walk, max_text_tokens: int) -> None:
+    def __init__(self, codec: Codec, walk: Walk, max_text_tokens: int, answer_format: AnswerFormat = "json") -> None:
         self.codec = codec
         self.tokens: list[int] = []
         self.max_text_tokens = max_text_tokens
+        self.answer_format: AnswerFormat = answer_format
         self._walk = walk
-        self._pending: Event | None = None
+        # The answer in pieces, and which of them wait for the values that are asked for next.
+        self._pieces: list[str] = []
+        self._places: deque[int] = deque()
+        self._pending: Choice | Open | None = None
         self._state: _ChoiceState | _OpenState | None = None
+        self._began = 0  # tokens before the value that is being written
         self._queue = self._advance(None)
 
     @property
     def text(self) -> str:
-        return self.codec.decode(self.tokens)
+        """The answer: JSON, or plain text. Values that are not complete are absent."""
+        return "".join(self._pieces)
 
     def need(self) -> Decision | None:
         """The next decision; None when the answer is complete."""
@@ -63,8 +74,8 @@ class Writer:
                 event = self._queue
                 if event is None:
                     return None
-                if isinstance(event, Forced):
-                    self.tokens += self.codec.answer_text(event.text)
+                if isinstance(event, str):
+                    self.tokens += self.codec.answer_text(event)
                     self._queue = self._advance(None)
                     continue
                 self._begin(event)
@@ -87,61 +98,75 @@ class Writer:
         return written
 
     def _begin(self, event: Choice | Open) -> None:
+        self._began = len(self.tokens)
         if isinstance(event, Choice) and event.structural:
-            self._state = _ChoiceState(self.codec, event, ())
+            self._state = self._choice(event, ())
             return
         # What follows does not depend on this value: look at it, to know which tokens end the value.
         self._queue = self._advance(None)
         stops = self._first_tokens(self._queue)
         if isinstance(event, Choice):
-            self._state = _ChoiceState(self.codec, event, stops)
+            self._state = self._choice(event, stops)
         else:
             self._state = _OpenState(self.codec, event, stops, self.max_text_tokens)
 
+    def _choice(self, event: Choice, stops: tuple[int, ...]) -> _ChoiceState:
+        return _ChoiceState(self.codec, event, event.said(self.answer_format), stops)
+
     def _end(self, state: _ChoiceState | _OpenState) -> None:
-        if isinstance(state, _ChoiceState) and state.event.structural:
-            self._queue = self._advance(state.chosen)
+        place = self._places.popleft()
+        if isinstance(state, _OpenState):
+            self._pieces[place] = self.codec.decode(self.tokens[self._began :])
+        else:
+            assert state.chosen is not None, "a choice ends with its answer"
+            self._pieces[place] = state.event.options[state.chosen]
+            if state.event.structural:
+                self._queue = self._advance(state.chosen)
         self._state = None
 
-    def _advance(self, answer: int | None) -> Event | None:
-        """The next event, runs of forced text merged into one."""
+    def _advance(self, answer: int | None) -> str | Choice | Open | None:
+        """What comes next: the forced text up to the next value, that value, or None at the end."""
         if self._pending is not None:
             event, self._pending = self._pending, None
-        else:
-            event = self._send(answer)
-        if not isinstance(event, Forced):
             return event
-        text = event.text
-        while isinstance(following := self._send(None), Forced):
-            text += following.text
-        self._pending = following
-        return Forced(text)
+        text = ""
+        while isinstance(event := self._send(answer), Forced):
+            self._pieces.append(event.text)
+            text += event.said(self.answer_format)
+            answer = None
+        if event is not None:
+            self._places.append(len(self._pieces))
+            self._pieces.append("")
+        if not text:
+            return event
+        self._pending = event
+        return text
 
-    def _send(self, answer: int | None) -> Event | None:
+    def _send(self, answer: int | None) -> Forced | Choice | Open | None:
         try:
             return self._walk.send(answer)
         except StopIteration:
             return None
 
-    def _first_tokens(self, event: Event | None) -> tuple[int, ...]:
+    def _first_tokens(self, event: str | Choice | Open | None) -> tuple[int, ...]:
         """Tokens that show that the value before `event` has ended; the gold one, if known, first."""
         if event is None:
             return (self.codec.eos,)
-        if isinstance(event, Forced):
-            return (self.codec.answer_text(event.text)[0],)
-        assert isinstance(event, Choice), "an open value follows a key or a bracket, which is forced"
-        firsts = [self.codec.answer_text(option)[0] for option in event.options]
+        if isinstance(event, str):
+            return (self.codec.answer_text(event)[0],)
+        assert isinstance(event, Choice), "before an open value stands a key, a bracket or a space, which is forced"
+        firsts = [self.codec.answer_text(option)[0] for option in event.said(self.answer_format)]
         return tuple(dict.fromkeys([*firsts[event.gold or 0 :][:1], *firsts]))
 
 
 class _ChoiceState:
-    """Walks the options' tokens as a trie."""
+    """Walks the options' tokens as a trie. said: the options as the model writes them."""
 
-    def __init__(self, codec: Codec, event: Choice, stops: tuple[int, ...]) -> None:
+    def __init__(self, codec: Codec, event: Choice, said: tuple[str, ...], stops: tuple[int, ...]) -> None:
         self.event, self.stops = event, stops
-        self._options = [tuple(codec.answer_text(option)) for option in event.options]
+        self._options = [tuple(codec.answer_text(option)) for option in said]
         if len(set(self._options)) != len(self._options):
-            raise SchemaError(f"{event.path!r}: two of {event.options} have the same tokens. Rename a label.")
+            raise SchemaError(f"{event.path!r}: two of {said} have the same tokens. Rename a label.")
         self._at = 0
         self._live = list(range(len(self._options)))
         self.chosen: int | None = None
@@ -285,10 +310,10 @@ def _matcher(codec: Codec, event: Open) -> llguidance.LLMatcher:
     matcher = llguidance.LLMatcher(codec.lexer, _grammar(dumps(_bounded(event.schema))), log_level=0)
     if matcher.is_error():
         raise SchemaError(f"{event.path!r}: the grammar cannot be built: {matcher.get_error()}")
-    if event.kind == "string":
-        matcher.consume_tokens(codec.answer_text('"'))
+    if event.opened:
+        matcher.consume_tokens(codec.answer_text(event.opened))
         if matcher.is_error():
-            raise SchemaError(f"{event.path!r}: no text fits the schema: {matcher.get_error()}")
+            raise SchemaError(f"{event.path!r}: no value fits the schema: {matcher.get_error()}")
     return matcher
 
 

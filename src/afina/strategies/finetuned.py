@@ -20,6 +20,8 @@ from afina.core.storage import read_json, write_json
 from afina.core.task import Task
 from afina.engine.loader import load_specialist
 from afina.engine.renderer import Style
+from afina.engine.spelling import AnswerFormat
+from afina.strategies.drafter import AnswerDrafter
 from afina.strategies.local import LocalPredictor
 
 MANIFEST = "afina.json"
@@ -31,6 +33,7 @@ class Manifest:
     """What a specialist folder says of itself.
 
     temperature: field path -> divisor of the logits, fitted on validation. created: ISO date.
+    draft, reuse_prefix: how answers are made; they decide speed only.
     """
 
     task: dict[str, Any]
@@ -46,6 +49,9 @@ class Manifest:
     afina_version: str
     created: str
     temperature: dict[str, float] = field(default_factory=dict)
+    answer_format: AnswerFormat = "json"
+    draft: bool = True
+    reuse_prefix: bool = True
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
@@ -91,8 +97,15 @@ class Specialist:
         self.name = predictor.name
 
     @classmethod
-    def load(cls, run: str | Path, *, batch_size: int | None = None) -> Specialist:
-        """Load from a run folder or a specialist folder.
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        batch_size: int | None = None,
+        draft: bool | None = None,
+        reuse_prefix: bool | None = None,
+    ) -> Specialist:
+        """Load from a run folder or a specialist folder. What is None is as the manifest says.
 
         Raises RunError (no specialist there) or ModelError (damaged, or made under another prompt).
         """
@@ -112,6 +125,9 @@ class Specialist:
             batch_size=batch_size or manifest.batch_size,
             max_text_tokens=manifest.max_text_tokens,
             max_length=manifest.max_length,
+            answer_format=manifest.answer_format,
+            drafter=AnswerDrafter.load(folder) if (manifest.draft if draft is None else draft) else None,
+            reuse_prefix=manifest.reuse_prefix if reuse_prefix is None else reuse_prefix,
         )
         if predictor.renderer.fingerprint != manifest.fingerprint:
             raise ModelError(

@@ -6,8 +6,8 @@ cut to fit and marked; nothing raises for a row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,18 @@ import numpy as np
 from afina.core.errors import DataError
 from afina.core.predictor import Inputs, Prediction, Usage
 from afina.core.progress import progress
-from afina.core.schema import dumps, integer_range, labels_of, problems
+from afina.core.schema import integer_range, labels_of, problems
 from afina.core.task import Part, Task
 from afina.engine.codec import Codec
-from afina.engine.decode import Answer, Made, field_confidence, write_answers
-from afina.engine.renderer import Renderer, Style, describe
+from afina.engine.decode import Answer, Made, Question, field_confidence, write_answers
+from afina.engine.draft import Drafter, Scripts
+from afina.engine.prefix import Prefixes
+from afina.engine.reading import Reader
+from afina.engine.renderer import Renderer, Style
+from afina.engine.spelling import AnswerFormat
+
+# Inputs that begin with unlike characters: what their prompts share, the instruction says.
+PROBES = ("a", "Z", "9", "\u201c", "\n")
 
 
 class LocalPredictor:
@@ -27,6 +34,8 @@ class LocalPredictor:
 
     temperature: field path -> calibration temperature of its choices.
     max_length: tokens of prompt and answer together; longer inputs are cut.
+    drafter: guesses answers, which are checked while the prompt is read; None to guess nothing.
+    reuse_prefix: keep what the model has read of the beginning that all prompts of a part share.
     """
 
     def __init__(
@@ -42,47 +51,93 @@ class LocalPredictor:
         batch_size: int = 16,
         max_text_tokens: int = 256,
         max_length: int | None = None,
+        answer_format: AnswerFormat = "json",
+        drafter: Drafter | None = None,
+        reuse_prefix: bool = True,
     ) -> None:
         self.name, self.model, self.task = name, model, task
-        self.renderer = Renderer(task, Codec(tokenizer), style, show_schema=show_schema)
+        self.renderer = Renderer(task, Codec(tokenizer), style, show_schema=show_schema, answer_format=answer_format)
         self.temperature = dict(temperature or {})
         self.batch_size, self.max_text_tokens = batch_size, max_text_tokens
         context = int(getattr(model.config, "max_position_embeddings", None) or 2048)
         self.max_length = min(context, max_length or context)
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self.drafter, self.reuse_prefix = drafter, reuse_prefix
+        self._prefixes: Prefixes | None = None
+        self._reserved = {part.key: self._reserve(part) for part in task.parts}
+        self._scripts = {
+            part.key: Scripts(part.schema, partial(self.renderer.writer, part, max_text_tokens)) for part in task.parts
+        }
 
     def predict(self, inputs: Sequence[Inputs], *, label: str | None = None) -> list[Prediction]:
         """One prediction per row, in order. label: what the progress bar says; None for no bar."""
-        parts = self.task.parts
-        prompts, cut, failed = [], [], {}
-        for row in inputs:
-            for part in parts:
-                try:
-                    ids, num_cut = self.renderer.prompt(part, row, self.max_length - self._reserve(part))
-                except DataError as error:
-                    ids, num_cut = [self.renderer.codec.eos], 0
-                    failed[len(prompts)] = str(error)
-                prompts.append((ids, self.renderer.writer(part, self.max_text_tokens)))
-                cut.append(num_cut)
-        if label is None:
-            answers = self._write(prompts, None)
-        else:
-            with progress(label, len(prompts), "answers") as bar:
-                answers = self._write(prompts, bar.advance)
-        for at, error in failed.items():
-            answers[at].error = error
-        step = len(parts)
+        answers, cut = self._answers(inputs, label)
+        step = len(self.task.parts)
         return [
             self._prediction(answers[at : at + step], any(cut[at : at + step])) for at in range(0, len(answers), step)
         ]
 
-    def _write(self, prompts: list[Any], done: Any) -> list[Answer]:
-        return write_answers(self.model, prompts, batch_size=self.batch_size, pad_id=self.pad_id, done=done)
+    def part_answers(self, inputs: Sequence[Inputs], *, label: str | None = None) -> list[tuple[Part, Inputs, Any]]:
+        """What the model says of each part of each row: (part, row's inputs, value), failures left out."""
+        answers, _ = self._answers(inputs, label)
+        asked = [(part, row) for row in inputs for part in self.task.parts]
+        return [
+            (part, row, self.renderer.parse(part, answer.text))
+            for (part, row), answer in zip(asked, answers, strict=True)
+            if answer.error is None
+        ]
+
+    def _answers(self, inputs: Sequence[Inputs], label: str | None) -> tuple[list[Answer], list[int]]:
+        """Per row and part, the answer and how many characters of the inputs were cut."""
+        questions: list[Question] = []
+        cut: list[int] = []
+        failed: dict[int, str] = {}
+        for row in inputs:
+            for part in self.task.parts:
+                try:
+                    ids, num_cut = self.renderer.prompt(part, row, self.max_length - self._reserved[part.key])
+                except DataError as error:
+                    ids, num_cut = [self.renderer.codec.eos], 0
+                    failed[len(questions)] = str(error)
+                questions.append(self._question(part, row, ids))
+                cut.append(num_cut)
+        if label is None:
+            answers = self._write(questions, None)
+        else:
+            with progress(label, len(questions), "answers") as bar:
+                answers = self._write(questions, bar.advance)
+        for at, error in failed.items():
+            answers[at].error = error
+        return answers, cut
+
+    def _question(self, part: Part, row: Inputs, ids: list[int]) -> Question:
+        guess = None if self.drafter is None or self.task.free_text else self.drafter.draft(part, row)
+        return Question(ids, partial(self.renderer.writer, part, self.max_text_tokens), self._scripts[part.key], guess)
+
+    def _write(self, questions: list[Question], done: Any) -> list[Answer]:
+        if self.reuse_prefix and self._prefixes is None:
+            self._prefixes = self._read_beginnings()
+        return write_answers(
+            self.model,
+            questions,
+            batch_size=self.batch_size,
+            pad_id=self.pad_id,
+            prefixes=self._prefixes,
+            done=done,
+        )
+
+    def _read_beginnings(self) -> Prefixes:
+        """Read once what the prompts of each part begin with, whatever the inputs."""
+        prefixes = Prefixes(Reader(self.model))
+        for part in self.task.parts:
+            prompts = [self.renderer.prompt(part, dict.fromkeys(self.task.inputs, probe))[0] for probe in PROBES]
+            prefixes.learn(prompts)
+        return prefixes
 
     def _reserve(self, part: Part) -> int:
         """Tokens kept free for the answer: its format, and every open value at its limit; at most half."""
         open_values = self.max_text_tokens if self.task.free_text else _open_tokens(part.schema, self.max_text_tokens)
-        fixed = 0 if self.task.free_text else len(self.renderer.codec.answer_text(describe(part.schema)))
+        fixed = 0 if self.task.free_text else len(self.renderer.codec.answer_text(self.renderer.describe(part)))
         return min(self.max_length // 2, fixed + open_values + 8)
 
     def _prediction(self, answers: list[Answer], truncated: bool) -> Prediction:
@@ -94,7 +149,7 @@ class LocalPredictor:
         latency_s = sum(a.latency_s for a in answers)
         error = next((a.error for a in answers if a.error), None)
         if error is None:
-            values = [a.text if self.task.free_text else json.loads(a.text) for a in answers]
+            values = [self.renderer.parse(p, a.text) for p, a in zip(self.task.parts, answers, strict=True)]
             output = self.task.assemble(values)
             error = problems(output, self.task.output)
             if error is None:
@@ -125,10 +180,7 @@ class LocalPredictor:
         shares = np.exp(scaled - scaled.max())
         shares = shares / shares.sum()
         codec = self.renderer.codec
-        texts = [dumps(label) for label in labels]
-        if all(text.startswith('"') for text in texts):
-            texts = [text[1:] for text in texts]
-        first = [codec.answer_text(text)[0] for text in texts]
+        first = [codec.answer_text(text)[0] for text in self.renderer.label_texts(labels)]
         at = {int(token): n for n, token in enumerate(one.allowed)}
         if set(first) != set(at):
             return {}

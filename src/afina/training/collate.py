@@ -8,7 +8,10 @@ nothing before it; and in a packed row the position ids start again at 0 with ev
 transformers cuts the attention between examples (masking_utils.find_packed_sequence_indices), for sdpa and
 flash attention alike. `loss.packing_is_clean` proves it on the model at hand before it is used.
 
-B rows, T tokens, N trained positions, K allowed tokens.
+Examples of a row may also share their beginning, the instruction: it stands in the row once, every example sees it
+and itself, and its positions go on from it. That needs a mask; `loss.sharing_is_clean` proves it.
+
+B rows, T tokens, N trained positions, K allowed tokens, P tokens of a shared beginning.
 """
 
 from __future__ import annotations
@@ -16,14 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from afina.engine.encoded import Encoded
 
-PACKED_ROW_TOKENS = 256  # attention inside a row is quadratic, so longer rows than this gain nothing on a CPU
 MEGABATCH_STEPS = 50  # steps whose examples are sorted together by group_by_length
 
 
@@ -32,6 +33,7 @@ class MicroBatch:
     """Rows that go through the model together.
 
     input_ids_BT, position_ids_BT: int64. Ends of rows hold the pad token, at positions 0, 1, 2, ...
+    seen_BTT: bool, which token (last index) each one sees; None where the positions say it.
     source_N: index into B*T of the token *before* each trained one, whose hidden state predicts it.
     target_N: the token to predict.
     finite_M: indices into N where only a finite set was allowed; allowed_MK: those token ids, -1 where there
@@ -45,6 +47,7 @@ class MicroBatch:
     finite_M: torch.Tensor
     allowed_MK: torch.Tensor
     num_tokens: int
+    seen_BTT: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
@@ -66,61 +69,112 @@ class Step:
         return sum(m.num_tokens for m in self.micro_batches)
 
 
-def make_rows(examples: Sequence[Encoded], *, packing: bool, flat: bool = False) -> list[list[Encoded]]:
-    """Examples as rows: one each, or packed first-fit by falling length (deterministic).
+@dataclass(frozen=True)
+class Layout:
+    """How examples become rows.
 
-    flat: one single row, for flash attention, whose cost does not grow with the row.
+    packing: several in one row of up to `row_tokens` tokens, or of the longest example. share_prefix: with their
+    common beginning once. flat: all in one single row, for flash attention, whose cost does not grow with the row.
     """
+
+    loss_on: str
+    pad_token_id: int
+    packing: bool = True
+    share_prefix: bool = False
+    row_tokens: int = 256
+    flat: bool = False
+
+
+def common_beginning(examples: Sequence[Encoded]) -> int:
+    """Tokens that all prompts begin with, at most all but the last token of the shortest prompt."""
+    if len(examples) < 2:
+        return 0
+    least = min(examples, key=lambda e: e.input_ids).input_ids
+    most = max(examples, key=lambda e: e.input_ids).input_ids
+    room = min(e.num_prompt for e in examples) - 1
+    return next((n for n in range(room) if least[n] != most[n]), max(0, room))
+
+
+def make_rows(examples: Sequence[Encoded], layout: Layout) -> list[list[Encoded]]:
+    """Examples as rows: one each, or packed first-fit by falling length (deterministic)."""
     ordered = sorted(examples, key=lambda e: -len(e.input_ids))
-    if not packing:
+    if not layout.packing:
         return [[e] for e in ordered]
-    if flat:
+    if layout.flat:
         return [ordered]
+    shared = common_beginning(ordered) if layout.share_prefix else 0
+    return [
+        [ordered[i] for i in row] for row in first_fit([len(e.input_ids) for e in ordered], shared, layout.row_tokens)
+    ]
+
+
+def first_fit(lengths: Sequence[int], shared: int, row_tokens: int) -> list[list[int]]:
+    """Which examples (by index) share a row. lengths: falling. shared: tokens that a row holds only once."""
+    rows: list[list[int]] = []
     room_each: list[int] = []
-    rows: list[list[Encoded]] = []
-    capacity = max(PACKED_ROW_TOKENS, len(ordered[0].input_ids)) if ordered else 0
-    for example in ordered:
-        length = len(example.input_ids)
-        place = next((i for i, room in enumerate(room_each) if room >= length), None)
+    capacity = max(row_tokens, lengths[0]) if lengths else 0
+    for index, length in enumerate(lengths):
+        place = next((i for i, room in enumerate(room_each) if room >= length - shared), None)
         if place is None:
             rows.append([])
-            room_each.append(capacity)
+            room_each.append(capacity - shared)
             place = len(rows) - 1
-        rows[place].append(example)
-        room_each[place] -= length
+        rows[place].append(index)
+        room_each[place] -= length - shared
     return rows
 
 
-def collate(rows: Sequence[Sequence[Encoded]], loss_on: str, pad_token_id: int) -> MicroBatch:
+@dataclass
+class _Row:
+    """One row as lists. segments: 0 for the shared beginning, 1, 2, ... for the examples, -1 for padding.
+    starts: where position 0 of each example would stand."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    starts: list[int]
+
+
+def _lay_out(row: Sequence[Encoded], shared: int) -> _Row:
+    found = _Row(list(row[0].input_ids[:shared]), list(range(shared)), [0] * shared, [])
+    for number, example in enumerate(row, start=1):
+        found.starts.append(len(found.ids) - shared)
+        own = example.input_ids[shared:]
+        found.ids += own
+        found.positions += range(shared, shared + len(own))
+        found.segments += [number] * len(own)
+    return found
+
+
+def collate(rows: Sequence[Sequence[Encoded]], layout: Layout) -> MicroBatch:
     """Rows as tensors, padded at the end, with what is trained where. The end of sequence is always trained
     against the whole vocabulary: whether to stop is never forced upon the loss."""
-    width = max(sum(len(e.input_ids) for e in row) for row in rows)
-    ids, positions, source, target = [], [], [], []
+    shared = [common_beginning(row) if layout.share_prefix else 0 for row in rows]
+    laid = [_lay_out(row, p) for row, p in zip(rows, shared, strict=True)]
+    width = max(len(row.ids) for row in laid)
+    source, target = [], []
     finite: list[int] = []
     allowed: list[tuple[int, ...]] = []
-    for index, row in enumerate(rows):
-        row_ids, row_positions = [], []
-        for example in row:
-            start = index * width + len(row_ids)
+    for index, (row, lay) in enumerate(zip(rows, laid, strict=True)):
+        for example, start in zip(row, lay.starts, strict=True):
             last = len(example.input_ids) - 1
-            for position in example.trained(loss_on):
+            for position in example.trained(layout.loss_on):
                 assert position > 0, "the first token has nothing before it that could predict it"
-                choices = example.choices.get(position) if loss_on == "choices" and position != last else None
+                choices = example.choices.get(position) if layout.loss_on == "choices" and position != last else None
                 if choices is not None:
                     assert example.input_ids[position] in choices, "the chosen token is not among the allowed ones"
                     finite.append(len(target))
                     allowed.append(choices)
-                source.append(start + position - 1)
+                source.append(index * width + start + position - 1)
                 target.append(example.input_ids[position])
-            row_ids += example.input_ids
-            row_positions += range(len(example.input_ids))
-        gap = width - len(row_ids)
-        ids.append(row_ids + [pad_token_id] * gap)
-        positions.append(row_positions + list(range(gap)))
+        gap = width - len(lay.ids)
+        lay.ids += [layout.pad_token_id] * gap
+        lay.positions += range(gap)
+        lay.segments += [-1] * gap
     most = max((len(a) for a in allowed), default=0)
     return MicroBatch(
-        input_ids_BT=torch.tensor(ids),
-        position_ids_BT=torch.tensor(positions),
+        input_ids_BT=torch.tensor([row.ids for row in laid]),
+        position_ids_BT=torch.tensor([row.positions for row in laid]),
         source_N=torch.tensor(source, dtype=torch.int64),
         target_N=torch.tensor(target, dtype=torch.int64),
         finite_M=torch.tensor(finite, dtype=torch.int64),
@@ -128,18 +182,21 @@ def collate(rows: Sequence[Sequence[Encoded]], loss_on: str, pad_token_id: int) 
             len(allowed), most
         ),
         num_tokens=sum(len(e.input_ids) for row in rows for e in row),
+        seen_BTT=_seen(torch.tensor([row.segments for row in laid])) if any(shared) else None,
     )
 
 
-def micro_batches(
-    examples: Sequence[Encoded], batch_size: int, *, loss_on: str, packing: bool, pad_token_id: int, flat: bool = False
-) -> list[MicroBatch]:
+def _seen(segments_BT: torch.Tensor) -> torch.Tensor:
+    """Each token sees itself, what stands before it in its own example, and the shared beginning."""
+    before_TT = torch.ones(segments_BT.shape[1], segments_BT.shape[1], dtype=torch.bool).tril()
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return before_TT & (same_BTT | (segments_BT == 0)[:, None, :])
+
+
+def micro_batches(examples: Sequence[Encoded], batch_size: int, layout: Layout) -> list[MicroBatch]:
     """Examples in groups of `batch_size`, similar lengths together: within one update the order changes no sum."""
     ordered = sorted(examples, key=lambda e: -len(e.input_ids))
-    return [
-        collate(make_rows(ordered[i : i + batch_size], packing=packing, flat=flat), loss_on, pad_token_id)
-        for i in range(0, len(ordered), batch_size)
-    ]
+    return [collate(make_rows(ordered[i : i + batch_size], layout), layout) for i in range(0, len(ordered), batch_size)]
 
 
 class Schedule(Dataset[Step]):
@@ -156,22 +213,13 @@ class Schedule(Dataset[Step]):
         *,
         batch_size: int,
         accumulation: int,
-        loss_on: str,
-        packing: bool,
         group_by_length: bool,
-        pad_token_id: int,
         seed: int,
-        flat: bool = False,
+        layout: Layout,
     ) -> None:
         self.examples, self.num_steps, self.seed = list(examples), num_steps, seed
         self.batch_size, self.effective = batch_size, batch_size * accumulation
-        self.group_by_length = group_by_length
-        self.layout: dict[str, Any] = {
-            "loss_on": loss_on,
-            "packing": packing,
-            "pad_token_id": pad_token_id,
-            "flat": flat,
-        }
+        self.group_by_length, self.layout = group_by_length, layout
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
@@ -184,7 +232,7 @@ class Schedule(Dataset[Step]):
     def __getitem__(self, index: int) -> Step:
         epoch, within = divmod(index, self.steps_per_epoch)
         chosen = [self.examples[i] for i in self.order(epoch)[within]]
-        return Step(micro_batches(chosen, self.batch_size, **self.layout))
+        return Step(micro_batches(chosen, self.batch_size, self.layout))
 
     def _order(self, epoch: int) -> list[list[int]]:
         """Example numbers of each step of an epoch."""

@@ -112,12 +112,6 @@ def _run(
 
     # 1. Which short ways hold for this model.
     passes = Passes(loaded, settings)
-    layout: dict[str, Any] = {
-        "loss_on": settings.loss_on,
-        "packing": passes.packing,
-        "pad_token_id": loaded.pad_token_id,
-    }
-    layout["flat"] = "flash" in str(getattr(loaded.model.config, "_attn_implementation", ""))
     schedule = Schedule(
         train_set,
         settings.total_steps,
@@ -125,9 +119,9 @@ def _run(
         accumulation=settings.gradient_accumulation_steps,
         group_by_length=settings.group_by_length,
         seed=seed,
-        **layout,
+        layout=passes.layout,
     )
-    validation = micro_batches(validation_set, settings.per_device_train_batch_size, **layout)
+    validation = micro_batches(validation_set, settings.per_device_train_batch_size, passes.layout)
 
     # 2. From the last whole checkpoint, if there is one.
     home = folder / CHECKPOINTS
@@ -183,11 +177,9 @@ def measure_step_s(loaded: LoadedModel, settings: Settings, train_set: Sequence[
         4 if settings.torch_compile else 3,
         batch_size=settings.per_device_train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
-        loss_on=settings.loss_on,
-        packing=passes.packing,
         group_by_length=settings.group_by_length,
-        pad_token_id=loaded.pad_token_id,
         seed=seed,
+        layout=passes.layout,
     )
     times: list[float] = []
     for index in range(len(schedule)):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from afina.engine.encoded import Encoded
-from afina.training.collate import MicroBatch, collate
+from afina.training.collate import Layout, MicroBatch, collate
 from afina.training.fused_loss import chosen_logits, linear_cross_entropy
 
 LogitsAt = Callable[[Any, MicroBatch], torch.Tensor]
@@ -34,9 +34,25 @@ def hidden_at(model: Any, batch: MicroBatch) -> torch.Tensor:
     """hidden_NH: what the decoder hands to the head before each trained token."""
     decoder = unwrap(model).get_decoder()
     hidden_BTH = decoder(
-        input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False
+        input_ids=batch.input_ids_BT,
+        attention_mask=_mask(decoder, batch),
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
     ).last_hidden_state
     return hidden_BTH.flatten(0, 1)[batch.source_N]
+
+
+def _mask(model: Any, batch: MicroBatch) -> torch.Tensor | None:
+    """The mask that a row with a shared beginning needs, in the form that the model's attention takes."""
+    if batch.seen_BTT is None:
+        return None
+    seen_B1TT = batch.seen_BTT.unsqueeze(1)
+    if model.config._attn_implementation != "eager":
+        return seen_B1TT
+    device = seen_B1TT.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else model.get_input_embeddings().weight.dtype
+    return torch.zeros(seen_B1TT.shape, dtype=dtype).masked_fill(~seen_B1TT, torch.finfo(dtype).min)
 
 
 def logits_short(model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -46,7 +62,13 @@ def logits_short(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
     """logits_NV through the model's own forward, for heads that do more than a product (Gemma's soft cap)."""
-    logits_BTV = unwrap(model)(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
+    causal = unwrap(model)
+    logits_BTV = causal(
+        input_ids=batch.input_ids_BT,
+        attention_mask=_mask(causal, batch),
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
+    ).logits
     return logits_BTV.flatten(0, 1)[batch.source_N]
 
 
@@ -117,17 +139,27 @@ def packing_is_clean(model: Any, vocabulary: int) -> bool:
     return _close(logits_full(model, packed), logits_full(model, alone))
 
 
+@torch.no_grad()
+def sharing_is_clean(model: Any, vocabulary: int) -> bool:
+    """Whether examples that share their beginning in one row are read as if each stood alone."""
+    device = next(model.parameters()).device
+    shared = _probe_batch(vocabulary, packed=True, share_prefix=True).to(device)
+    alone = _probe_batch(vocabulary, packed=False).to(device)
+    assert shared.seen_BTT is not None, "the probe has a beginning to share"
+    return _close(logits_full(model, shared), logits_full(model, alone))
+
+
 def probe(model: Any, vocabulary: int) -> None:
     """Run the decoder once, to see what calls what."""
     hidden_at(model, _probe_batch(vocabulary, packed=False).to(next(model.parameters()).device))
 
 
-def _probe_batch(vocabulary: int, *, packed: bool) -> MicroBatch:
+def _probe_batch(vocabulary: int, *, packed: bool, share_prefix: bool = False) -> MicroBatch:
     generator = torch.Generator().manual_seed(0)
-    examples = [
-        Encoded(tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()), num_prompt=1) for n in (9, 6)
-    ]
-    return collate([examples] if packed else [[e] for e in examples], "completion", 0)
+    begin, *rest = (torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in (3, 6, 4))
+    examples = [Encoded((*begin, *own), num_prompt=4) for own in rest]
+    layout = Layout("completion", 0, packing=packed, share_prefix=share_prefix)
+    return collate([examples] if packed else [[e] for e in examples], layout)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from afina.training.collate import PACKED_ROW_TOKENS
 from afina.training.facts import ModelFacts
 from afina.training.settings import Settings
 
@@ -54,14 +53,14 @@ def estimate(settings: Settings, facts: ModelFacts, lengths: Sequence[int]) -> M
     longest = sorted(lengths, reverse=True)[: settings.per_device_train_batch_size]
     tokens = len(longest) * longest[0]
     if settings.packing:
-        tokens = min(tokens, sum(longest) + max(PACKED_ROW_TOKENS, longest[0]))
+        tokens = min(tokens, sum(longest) + max(settings.row_tokens, longest[0]))
     linear = facts.num_linear if settings.quantisation != "none" else 0
     trainable = num_trainable(settings, facts)
     adapter = trainable if settings.finetuning_type == "lora" else 0
     weight_bytes = BYTES[settings.weights_dtype]
     compute_bytes = BYTES[settings.compute_dtype]
     if settings.quantisation == "4bit":
-        held = linear // 2
+        held = linear * BYTES[settings.bnb_4bit_compute_dtype] if settings.dequantize else linear // 2
         # one absmax per 64 weights: float32, or 8 bit and a float32 per 256 of them (double quantisation)
         overhead = int(linear / 64 * ((1 + 4 / 256) if settings.bnb_4bit_use_double_quant else 4))
         # PEFT's preparation holds what is not quantised in float32

@@ -13,17 +13,26 @@ from typing import Any
 import torch
 
 from afina.engine.loader import LoadedModel
-from afina.training.collate import Step
+from afina.training.collate import Layout, Step
 from afina.training.compiled import CompiledLayers
 from afina.training.fused import Group, fuse, reseed, unfuse
-from afina.training.loss import LogitsAt, head_is_plain, logits_full, loss_sum, packing_is_clean, probe, unwrap
+from afina.training.loss import (
+    LogitsAt,
+    head_is_plain,
+    logits_full,
+    loss_sum,
+    packing_is_clean,
+    probe,
+    sharing_is_clean,
+    unwrap,
+)
 from afina.training.settings import Settings
 
 
 class Passes:
     """The passes of a training. Each short way is proven on the model first, and done without where it fails.
 
-    packing: whether examples may share rows. logits_at: None for the fused head, else where logits come from.
+    layout: how examples become rows. logits_at: None for the fused head, else where logits come from.
     notes: what could not be used, and why.
     """
 
@@ -38,10 +47,22 @@ class Passes:
         if settings.fused_loss and not head_is_plain(self.model, vocabulary):
             self.logits_at = logits_full
             self.notes.append("This model's head is more than a product; logits are computed at every position.")
-        self.packing = settings.packing
-        if settings.packing and not packing_is_clean(self.model, vocabulary):
-            self.packing = False
+        packing = settings.packing
+        if packing and not packing_is_clean(self.model, vocabulary):
+            packing = False
             self.notes.append("packing: false, because examples in one row would see each other in this model.")
+        share_prefix = packing and settings.share_prefix
+        if share_prefix and not sharing_is_clean(self.model, vocabulary):
+            share_prefix = False
+            self.notes.append("share_prefix: false, because this model does not take the mask that it needs.")
+        self.layout = Layout(
+            settings.loss_on,
+            loaded.pad_token_id,
+            packing=packing,
+            share_prefix=share_prefix,
+            row_tokens=settings.row_tokens,
+            flat="flash" in settings.attn_implementation and not share_prefix,
+        )
         self.groups: list[Group] = []
         if settings.fused_lora and loaded.has_adapter:
             self.groups = fuse(self.model, lambda: probe(self.model, vocabulary))

@@ -15,6 +15,7 @@ from typing import Any
 from afina.core.config import AdaptConfig, TrainConfig
 from afina.core.errors import RecipeError
 from afina.engine.loader import Quantisation
+from afina.training.collate import first_fit
 from afina.training.compiled import COMPILE_SAVES, COMPILE_SECONDS, compiler_found
 from afina.training.facts import ModelFacts
 from afina.training.machine import Machine
@@ -24,14 +25,19 @@ from afina.training.settings import Settings
 FULL_BELOW = 50_000_000  # parameters; a rank-16 adapter learned less than all weights (docs/findings.md)
 EFFECTIVE_BATCH = 16  # examples per update
 EVALUATIONS = 10  # per run, when eval_steps is auto
+ROW_TOKENS = (128, 256, 384, 512, 768, 1024)  # of a packed row, tried
 MICRO_BATCH_TOKENS = 2048  # on a CPU: the activations of more fall out of its cache (docs/performance.md)
 EAGER_ATTENTION_TOKENS = 512  # of a row on a CPU, up to which plain products beat the blocked kernel
 CPU_FLOPS_PER_CORE = 1e11  # useful arithmetic of an uncompiled step, for the decision to compile
 USABLE = 0.9  # share of the free memory that a plan may fill
 
 
-def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machine: Machine) -> Settings:
+def resolve(
+    train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machine: Machine, shared: int = 0
+) -> Settings:
     """Settings for training `facts` on examples of these lengths (tokens) on this machine.
+
+    shared: tokens that all examples begin with (`collate.common_beginning`).
 
     Raises RecipeError where the model cannot do what the recipe says.
     """
@@ -39,7 +45,7 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
     _check(train, facts, lengths)
     if train.backend == "unsloth":
         raise RecipeError(
-            "train.backend: unsloth is not in this version of Afina, for want of a GPU to prove it on. Use backend: afina."
+            "train.backend: unsloth is not in this version of Afina, for want of a GPU to prove it on. Use afina."
         )
     compute = _compute_dtype(train, machine, notes)
     kind = _finetuning_type(train, facts, machine, notes)
@@ -50,6 +56,9 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         compute_4bit = compute
     batch, accumulation = _batch(train, lengths, machine)
     targets = _targets(train, facts, notes) if kind == "lora" else tuple(train.lora_target_modules)
+    packing = (not train.group_by_length) if train.packing == "auto" else train.packing
+    share = packing and shared > 0 and train.share_prefix is not False
+    row_tokens, share = _rows(facts, lengths, shared if share else 0, batch, forced=train.share_prefix is True)
     settings = Settings(
         base_model=train.base_model,
         revision=train.revision,
@@ -58,9 +67,7 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         bnb_4bit_quant_type=train.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=train.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=compute_4bit,
-        dequantize=quantisation == "4bit"
-        and train.dequantize is not False
-        and (train.dequantize is True or not machine.gpus),
+        dequantize=quantisation == "4bit" and train.dequantize in ((True,) if machine.gpus else (True, "auto")),
         compute_dtype=compute,
         weights_dtype="float32" if kind == "full" else compute,
         device=machine.device,
@@ -83,11 +90,13 @@ def resolve(train: TrainConfig, facts: ModelFacts, lengths: Sequence[int], machi
         max_grad_norm=train.max_grad_norm,
         optim=_optimizer(train, machine, notes),
         max_length=train.max_length,
-        packing=(not train.group_by_length) if train.packing == "auto" else train.packing,
+        packing=packing,
+        share_prefix=share,
+        row_tokens=row_tokens,
         group_by_length=train.group_by_length,
         loss_on=train.loss_on,
         gradient_checkpointing=train.gradient_checkpointing is True,
-        attn_implementation=_attention(train, lengths, machine),
+        attn_implementation=_attention(train, lengths, row_tokens, machine),
         torch_compile=train.torch_compile is True,
         fused_lora=train.fused_lora and kind == "lora" and not machine.gpus,
         fused_loss=train.fused_loss,
@@ -199,7 +208,7 @@ def _quantisation(
         notes.append(f"load_in_{wanted}: bitsandbytes is not usable here; the weights stay in {compute}.")
         return "none"
     if wanted != "none" and not machine.gpus:
-        notes.append(f"load_in_{wanted}: works on this CPU, but slower than without (it saves memory only).")
+        notes.append(f"load_in_{wanted}: slower on a CPU than without, unless written out once (dequantize).")
     return wanted
 
 
@@ -234,13 +243,34 @@ def _optimizer(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
     return "adamw_torch"
 
 
-def _attention(train: TrainConfig, lengths: Sequence[int], machine: Machine) -> str:
+def _rows(facts: ModelFacts, lengths: Sequence[int], shared: int, batch: int, *, forced: bool) -> tuple[int, bool]:
+    """(tokens of a packed row, whether its examples share their beginning): what costs least arithmetic.
+
+    A layer of n parameters costs 4 n per token and 12 x hidden per pair of tokens of a row, forward and backward.
+    """
+    per_token = 4 * facts.num_linear / max(1, facts.num_layers)
+    sample = [sorted(lengths[i : i + batch], reverse=True) for i in range(0, min(len(lengths), 16 * batch), batch)]
+
+    def cost(row_tokens: int, p: int) -> float:
+        total = 0.0
+        for group in sample:
+            rows = first_fit(group, p, row_tokens)
+            width = max(p + sum(group[i] - p for i in row) for row in rows)
+            total += len(rows) * width * (per_token + 12 * facts.hidden * width)
+        return total
+
+    options = [(cost(tokens, p), tokens, p) for p in {shared} | ({0} if not forced else set()) for tokens in ROW_TOKENS]
+    _, row_tokens, p = min(options)
+    return row_tokens, p > 0
+
+
+def _attention(train: TrainConfig, lengths: Sequence[int], row_tokens: int, machine: Machine) -> str:
     """On a CPU the kernel behind sdpa is slow for short rows (docs/performance.md): plain products there."""
     if train.attn_implementation == "flash_attention_2" and not machine.gpus:
         raise RecipeError("train.attn_implementation: flash_attention_2 needs a CUDA device. Use auto.")
     if train.attn_implementation != "auto":
         return train.attn_implementation
-    return "eager" if not machine.gpus and max(lengths) <= EAGER_ATTENTION_TOKENS else "sdpa"
+    return "eager" if not machine.gpus and max(*lengths, row_tokens) <= EAGER_ATTENTION_TOKENS else "sdpa"
 
 
 def _liger(train: TrainConfig, machine: Machine, notes: list[str]) -> bool:
@@ -291,6 +321,9 @@ def _make_fit(settings: Settings, train: TrainConfig, fits: Any, notes: list[str
             f"per_device_train_batch_size: {settings.per_device_train_batch_size} x "
             f"{settings.gradient_accumulation_steps} accumulated, to fit the memory."
         )
+    if not fits(settings) and settings.dequantize and train.dequantize == "auto":
+        settings = replace(settings, dequantize=False)
+        notes.append("dequantize: false, to fit the memory; 4-bit weights are expanded at every product.")
     if not fits(settings) and train.gradient_checkpointing == "auto":
         settings = replace(settings, gradient_checkpointing=True)
         notes.append("gradient_checkpointing: true, to fit the memory; about a third slower.")

@@ -14,7 +14,8 @@ class Settings:
 
     dequantize: 4-bit weights are written out once, in bnb_4bit_compute_dtype.
     compute_dtype: of products ("bfloat16", "float16", "float32"). weights_dtype: of unquantised weights as loaded;
-    full tuning keeps float32 masters. total_steps: updates in the run. notes: what was chosen or changed, and why.
+    full tuning keeps float32 masters. row_tokens: most tokens of a packed row of several examples.
+    total_steps: updates in the run. notes: what was chosen or changed, and why.
     """
 
     base_model: str
@@ -46,6 +47,8 @@ class Settings:
     optim: str
     max_length: int
     packing: bool
+    share_prefix: bool
+    row_tokens: int
     group_by_length: bool
     loss_on: str
     gradient_checkpointing: bool
