@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from afina.core.storage import digest
 from afina.training.loss import unwrap
+from afina.training.settings import Settings
 
-COMPILE_SECONDS = 60.0  # to compile a layer forward and backward, two cores, nothing cached (docs/performance.md)
+COMPILE_SECONDS = 60.0  # to compile a layer forward and backward on two cores (docs/performance.md)
+WARM_SECONDS = 10.0  # the same with its kernels in the cache
 COMPILE_SAVES = 0.3  # share of a step's time that it saves
 
 
@@ -31,13 +34,26 @@ def compiler_found() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
+def compile_seconds(settings: Settings) -> float:
+    """How long compiling takes here for these settings: less if it was done before."""
+    return WARM_SECONDS if _mark(settings).exists() else COMPILE_SECONDS
+
+
+def _mark(settings: Settings) -> Path:
+    """A file that says that the kernels of such a training are in the cache."""
+    decides = [settings.base_model, settings.finetuning_type, settings.lora_r, settings.lora_dropout > 0]
+    decides += [settings.compute_dtype, settings.attn_implementation, settings.share_prefix, settings.fused_lora]
+    return _cache_folder() / f"{digest([*decides, torch.__version__])}.compiled"
+
+
 class CompiledLayers:
     """The decoder layers of a model, compiled while `training()` is open.
 
     problem: why it cannot be, or "".
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, settings: Settings) -> None:
+        self.mark = _mark(settings)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_folder()))
         self.layers = _decoder_layers(model)
         self.problem = "" if self.layers else "this model has no list of decoder layers"
@@ -48,7 +64,7 @@ class CompiledLayers:
         self._switch(on=False)
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> Generator[None]:
         """Inside, the layers run compiled, unless that failed before."""
         self._switch(on=not self.problem)
         try:
@@ -57,7 +73,9 @@ class CompiledLayers:
             self._switch(on=False)
 
     def remove(self) -> None:
-        """As if nothing had been compiled."""
+        """As if nothing had been compiled; the next run of the kind finds its kernels."""
+        if self.layers and self.mark.parent.is_dir():
+            self.mark.touch()
         self._switch(on=False)
         self.layers, self._calls = [], []
 
@@ -68,7 +86,7 @@ class CompiledLayers:
 
 def _decoder_layers(model: Any) -> list[Any]:
     decoder = unwrap(model).get_decoder()
-    found = [m for name, m in decoder.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
+    found = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
     return list(found[0]) if len(found) == 1 else []
 
 

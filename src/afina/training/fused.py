@@ -10,8 +10,8 @@ their A side by side, and one with their B on a block diagonal:
     y  = x W' + scale * (x' A') B'     W' (in, sum of outs), A' (in, n r), B' (n r, sum of outs)
 
 PEFT computes the low-rank path in float32 and casts back and forth; here it has the type of x, as autocast would
-have made it. Its mask costs a random number for every element from a sequential generator; here four elements
-share a 64-bit number, and the share that is dropped is exact to 1/65536.
+have made it. Its mask costs a random number of its own for every element; here four elements share a 64-bit number
+of a fast generator (SFC64), and the share that is dropped is exact to 1/65536.
 
 T tokens, I inputs, O outputs.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ LEVELS = 1 << 16  # of a 16-bit random number
 def keep_mask(x_TI: Tensor, seed: Tensor, dropout: float) -> Tensor:
     """1 where an element is kept and 0 where it is dropped, in the type and shape of x. A pure function of
     the seed (int64 scalar), so it can be made again in the backward pass."""
-    generator = torch.Generator().manual_seed(int(seed))
-    quarter = torch.empty((x_TI.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    bits_TI = quarter.view(torch.int16)[: x_TI.numel()].view(x_TI.shape)
+    generator = np.random.Generator(np.random.SFC64(int(seed)))
+    quarter = generator.integers(-(2**63), 2**63, (x_TI.numel() + 3) // 4, dtype=np.int64)
+    bits_TI = torch.from_numpy(quarter.view(np.int16)[: x_TI.numel()]).view(x_TI.shape)
     return torch.ge(bits_TI, round(dropout * LEVELS) - LEVELS // 2, out=torch.empty_like(x_TI))
 
 
@@ -50,8 +51,9 @@ class Group:
     """Adapted layers that read one input. Their base weights become views of one matrix."""
 
     def __init__(self, layers: list[FusedLora]) -> None:
-        bases = [layer.base_layer for layer in layers]
-        self.layers, self.widths = layers, [base.weight.shape[0] for base in bases]
+        bases: list[Any] = [layer.base_layer for layer in layers]
+        self.layers: list[Any] = [*layers]
+        self.widths: list[int] = [base.weight.shape[0] for base in bases]
         self.weight_OI = torch.cat([base.weight.data for base in bases])
         for base, rows in zip(bases, self.weight_OI.split(self.widths), strict=True):
             base.weight.data = rows

@@ -32,6 +32,7 @@ from afina.training.passes import Passes
 from afina.training.recorder import Recorder, read_metrics
 from afina.training.settings import Settings
 
+FREE = ("notes", "logging_steps", "torch_compile")  # may change between the parts of a continued training
 CHECKPOINTS, METRICS, RESULT, IDENTITY = "checkpoints", "metrics.jsonl", "training.json", "identity.json"
 
 
@@ -230,7 +231,7 @@ def _open_folder(
     seed: int,
 ) -> None:
     """Make the folder, or check that it holds this very training."""
-    kept = {k: v for k, v in settings.to_json().items() if k not in ("notes", "logging_steps")}
+    kept = {k: v for k, v in settings.to_json().items() if k not in FREE}
     identity = digest([kept, seed, loaded.has_adapter, _tokens_digest(train_set), _tokens_digest(validation_set)])
     ensure_folder(folder)
     note = folder / IDENTITY

@@ -72,7 +72,7 @@ class Passes:
         if self.settings.finetuning_type == "lora":
             # Else the first layer, whose input needs no gradient, would be compiled by itself.
             unwrap(self.model).enable_input_require_grads()
-        return CompiledLayers(self.model)
+        return CompiledLayers(self.model, self.settings)
 
     def _attend_by(self, implementation: str) -> None:
         causal = unwrap(self.model)

@@ -16,7 +16,7 @@ from afina.core.config import AdaptConfig, TrainConfig
 from afina.core.errors import RecipeError
 from afina.engine.loader import Quantisation
 from afina.training.collate import first_fit
-from afina.training.compiled import COMPILE_SAVES, COMPILE_SECONDS, compiler_found
+from afina.training.compiled import COMPILE_SAVES, compile_seconds, compiler_found
 from afina.training.facts import ModelFacts
 from afina.training.machine import Machine
 from afina.training.memory import estimate
@@ -288,7 +288,7 @@ def _compile(
     machine: Machine,
     notes: list[str],
 ) -> bool:
-    """Whether compiling a layer pays: by the arithmetic of the run, so that a continued run decides alike."""
+    """Whether compiling a layer pays: by the arithmetic of the run."""
     if train.torch_compile is False or (train.torch_compile == "auto" and machine.gpus):
         return False
     why_not = "gradient_checkpointing is on" if settings.gradient_checkpointing else ""
@@ -298,7 +298,7 @@ def _compile(
         tokens = sum(lengths) / len(lengths) * settings.effective_batch * settings.total_steps
         per_token = (4 if settings.finetuning_type == "lora" else 6) * facts.num_linear
         plain_s = tokens * per_token / (CPU_FLOPS_PER_CORE * machine.cores)
-        if plain_s * COMPILE_SAVES < COMPILE_SECONDS:
+        if plain_s * COMPILE_SAVES < compile_seconds(settings):
             return False
         notes.append("torch_compile: true, because the run is long enough to pay for compiling a layer.")
     if why_not and train.torch_compile is True:
