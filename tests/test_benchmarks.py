@@ -14,13 +14,14 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402
+import shapes  # noqa: E402
 import train  # noqa: E402
 import train_rivals  # noqa: E402
 from harness import RivalFailedError, Target  # noqa: E402
 from train_rivals import Row  # noqa: E402
 
 from afina.engine.encoded import Encoded  # noqa: E402
-from afina.training.collate import Schedule  # noqa: E402
+from afina.training.collate import Layout, Schedule  # noqa: E402
 
 
 def python(code: str) -> list[str]:
@@ -134,28 +135,43 @@ def test_the_ceiling_is_positive_in_every_type() -> None:
         assert harness.matmul_peak_gflops(dtype, [(8, 16, 32)]) > 0
 
 
+# -- models ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("13m", 13_767_552), ("135m", 134_515_008), ("1b", 1_235_814_400), ("8b", 8_030_261_248)]
+)
+def test_shapes_have_the_public_models_parameters(name: str, count: int) -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(shapes.llama_config(shapes.SHAPES[name]))
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_a_shape_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", shapes.Shape(16, 2, 2, 1, 24, 8192, "none"))
+    place = shapes.make_shape("tiny", tmp_path)
+    made = (place / "model.safetensors").stat().st_mtime_ns
+    weights = LlamaForCausalLM.from_pretrained(place).get_parameter("model.layers.0.mlp.up_proj.weight").detach()
+    assert weights.dtype == torch.bfloat16
+    assert float(weights.float().std()) == pytest.approx(0.02, rel=0.15), "384 draws"
+    assert (place / "tokenizer.json").exists()
+    assert (shapes.make_shape("tiny", tmp_path) / "model.safetensors").stat().st_mtime_ns == made
+
+
 # -- training --------------------------------------------------------------------------------------
 
 
 def test_the_rivals_learn_in_afinas_order() -> None:
     examples = [Encoded((0, n, 1), 1) for n in range(40)]
-    schedule = Schedule(
-        examples,
-        6,
-        batch_size=train_rivals.EXAMPLES_PER_UPDATE,
-        accumulation=1,
-        loss_on="completion",
-        packing=True,
-        group_by_length=False,
-        pad_token_id=0,
-        seed=train_rivals.SEED,
+    size = train_rivals.EXAMPLES_PER_UPDATE
+    layout = Layout("completion", 0)
+    made = Schedule(
+        examples, 6, batch_size=size, accumulation=1, group_by_length=False, seed=train_rivals.SEED, layout=layout
     )
     order = train_rivals.update_order(40, 6)
-    assert len(order) == 6
-    for step, numbers in enumerate(order):
-        batches = schedule[step].micro_batches
-        seen = {n for b in batches for n in b.target_N.tolist() if n != 1} | {0 for n in numbers if n == 0}
-        assert seen == {n for n in numbers if n != 1} | {0 for n in numbers if n == 0}, f"update {step}"
+    assert [len(update) for update in order] == [size, size, 40 - 2 * size] * 2
+    assert order == [*made.order(0), *made.order(1)]
+    assert order[:3] != order[3:], "each epoch is shuffled anew"
 
 
 def test_the_operations_counted_are_those_that_a_step_makes() -> None:

@@ -39,6 +39,7 @@ from afina.report.card import write_card
 from afina.report.html import write_report
 from afina.runs import STAGING, Run, environment, open_recipe
 from afina.strategies.classical import Majority, TfidfLogistic
+from afina.strategies.drafter import AnswerDrafter, build_drafter
 from afina.strategies.finetuned import Manifest, Specialist
 from afina.strategies.local import LocalPredictor
 from afina.training import local, planner
@@ -201,7 +202,8 @@ def train(opened: Run) -> Path:
 
     # 3. Calibrate on validation, and put the specialist together.
     temperature = _calibrate(opened, loaded, renderer, prepared.splits["validation"])
-    _assemble(opened, renderer, settings, result.weights, temperature)
+    drafter = _drafter(opened, loaded, renderer, prepared)
+    _assemble(opened, renderer, settings, result.weights, temperature, drafter)
     write_text(opened.folder / "metrics.jsonl", (opened.training / "metrics.jsonl").read_text(encoding="utf-8"))
     opened.mark_done("train", opened.train_key)
     return opened.specialist
@@ -261,7 +263,32 @@ def _calibrate(opened: Run, loaded: LoadedModel, renderer: Renderer, validation:
     return {path: round(fitted[name], 4) for path, name in names.items() if name in fitted}
 
 
-def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str, temperature: dict[str, float]) -> None:
+def _drafter(opened: Run, loaded: LoadedModel, renderer: Renderer, prepared: Prepared) -> AnswerDrafter | None:
+    """What guesses the specialist's answers, learned from its own answers to rows that are not test rows."""
+    if not opened.recipe.answer.draft or opened.task.free_text:
+        return None
+    predictor = LocalPredictor(
+        "specialist",
+        loaded.model,
+        loaded.tokenizer,
+        opened.task,
+        style=renderer.style,
+        answer_format=renderer.answer_format,
+        batch_size=opened.recipe.answer.batch_size,
+        max_text_tokens=opened.recipe.answer.max_text_tokens,
+        max_length=opened.recipe.train.max_length,
+    )
+    return build_drafter(opened.task, predictor, [*prepared.splits["validation"], *prepared.splits["train"]])
+
+
+def _assemble(
+    opened: Run,
+    renderer: Renderer,
+    settings: Settings,
+    weights: str,
+    temperature: dict[str, float],
+    drafter: AnswerDrafter | None,
+) -> None:
     """The specialist folder: weights, tokenizer, manifest; whole or absent."""
     staging = opened.folder / ".specialist.tmp"
     shutil.rmtree(staging, ignore_errors=True)
@@ -287,7 +314,11 @@ def _assemble(opened: Run, renderer: Renderer, settings: Settings, weights: str,
         afina_version=__version__,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
         temperature=temperature,
+        draft=recipe.answer.draft,
+        reuse_prefix=recipe.answer.reuse_prefix,
     ).write(staging)
+    if drafter is not None:
+        drafter.save(staging)
     shutil.rmtree(opened.specialist, ignore_errors=True)
     staging.rename(opened.specialist)
 

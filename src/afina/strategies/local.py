@@ -6,6 +6,7 @@ cut to fit and marked; nothing raises for a row.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -82,7 +83,7 @@ class LocalPredictor:
         answers, _ = self._answers(inputs, label)
         asked = [(part, row) for row in inputs for part in self.task.parts]
         return [
-            (part, row, self.renderer.parse(part, answer.text))
+            (part, row, self._value(answer))
             for (part, row), answer in zip(asked, answers, strict=True)
             if answer.error is None
         ]
@@ -149,13 +150,16 @@ class LocalPredictor:
         latency_s = sum(a.latency_s for a in answers)
         error = next((a.error for a in answers if a.error), None)
         if error is None:
-            values = [self.renderer.parse(p, a.text) for p, a in zip(self.task.parts, answers, strict=True)]
+            values = [self._value(a) for a in answers]
             output = self.task.assemble(values)
             error = problems(output, self.task.output)
             if error is None:
                 confidence, probabilities = self._confidence(answers)
                 return Prediction(output, confidence, probabilities, usage, latency_s, truncated=truncated)
         return Prediction(usage=usage, latency_s=latency_s, truncated=truncated, error=error)
+
+    def _value(self, answer: Answer) -> Any:
+        return answer.text if self.task.free_text else json.loads(answer.text)
 
     def _confidence(self, answers: list[Answer]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         confidence: dict[str, float] = {}
