@@ -29,7 +29,7 @@ from afina.data.prepare import prepare as prepare_data
 from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, write_answers
 from afina.engine.encoded import Encoded
-from afina.engine.loader import LoadedModel, load_spec, load_tokenizer
+from afina.engine.loader import LoadedModel, load_spec, load_specialist, load_tokenizer
 from afina.engine.renderer import Renderer, prompt_style
 from afina.engine.writer import check_grammar
 from afina.evaluation.calibration import fit_temperature
@@ -200,7 +200,8 @@ def train(opened: Run) -> Path:
         loaded, settings, train_set, validation_set, opened.training, opened.recipe.seed, opened.recipe.train.report_to
     )
 
-    # 3. Calibrate on validation, and put the specialist together.
+    # 3. Calibrate on validation as it will be served, and put the specialist together.
+    loaded = load_specialist(opened.training / result.weights, merged=True)
     temperature = _calibrate(opened, loaded, renderer, prepared.splits["validation"])
     drafter = _drafter(opened, loaded, renderer, prepared)
     _assemble(opened, renderer, settings, result.weights, temperature, drafter)

@@ -344,8 +344,13 @@ def specialist_spec(folder: Path) -> BaseSpec:
     return BaseSpec(str(place))
 
 
-def load_specialist(folder: Path, device: str | None = None, *, dtype: str | None = None) -> LoadedModel:
+def load_specialist(
+    folder: Path, device: str | None = None, *, dtype: str | None = None, merged: bool = False
+) -> LoadedModel:
     """A fine-tuned model, ready to answer: base and adapter, or whole weights.
+
+    merged: add the adapter to the base's weights, where these are not held in few bits: half the products, and the
+    rounding of one addition in the weights' type.
 
     dtype: of unquantised weights; as in training when not given. 4-bit weights are written out once where they are
     slow (on a CPU) and memory allows. Raises ModelError.
@@ -356,7 +361,11 @@ def load_specialist(folder: Path, device: str | None = None, *, dtype: str | Non
     if not (place / "adapter_config.json").exists():
         whole = replace(spec, name=str(place), revision=None, quantisation="none")
         return load_spec(whole, device)
-    return attach_adapter(load_spec(spec, device, dequantize=_room_to_dequantize(spec, device)), place)
+    loaded = attach_adapter(load_spec(spec, device, dequantize=_room_to_dequantize(spec, device)), place)
+    if merged and (loaded.quantisation == "none" or loaded.dequantized):
+        with quiet():
+            loaded.model = loaded.model.merge_and_unload()
+    return loaded
 
 
 def _room_to_dequantize(spec: BaseSpec, device: str | None) -> bool:

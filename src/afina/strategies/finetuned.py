@@ -113,7 +113,7 @@ class Specialist:
         if (folder / "specialist" / MANIFEST).exists():
             folder = folder / "specialist"
         manifest = Manifest.read(folder)
-        loaded = load_specialist(folder)
+        loaded = load_specialist(folder, merged=True)
         task = Task.from_json(manifest.task)
         predictor = LocalPredictor(
             "specialist",

@@ -43,9 +43,18 @@ class Passes:
         self._attend_by(settings.attn_implementation)
         self.model.eval()
         vocabulary = unwrap(self.model).config.get_text_config().vocab_size
-        self.logits_at: LogitsAt | None = None if settings.fused_loss else logits_full
+        with self.autocast():
+            self.logits_at, self.layout = self._short_ways(vocabulary, loaded.pad_token_id)
+        self.groups: list[Group] = []
+        if settings.fused_lora and loaded.has_adapter:
+            self.groups = fuse(self.model, lambda: probe(self.model, vocabulary))
+        self.compiled = self._compile() if settings.torch_compile else None
+
+    def _short_ways(self, vocabulary: int, pad_token_id: int) -> tuple[LogitsAt | None, Layout]:
+        """Where logits come from and how rows are laid out, as far as the model allows."""
+        settings, logits_at = self.settings, None if self.settings.fused_loss else logits_full
         if settings.fused_loss and not head_is_plain(self.model, vocabulary):
-            self.logits_at = logits_full
+            logits_at = logits_full
             self.notes.append("This model's head is more than a product; logits are computed at every position.")
         packing = settings.packing
         if packing and not packing_is_clean(self.model, vocabulary):
@@ -55,18 +64,15 @@ class Passes:
         if share_prefix and not sharing_is_clean(self.model, vocabulary):
             share_prefix = False
             self.notes.append("share_prefix: false, because this model does not take the mask that it needs.")
-        self.layout = Layout(
+        layout = Layout(
             settings.loss_on,
-            loaded.pad_token_id,
+            pad_token_id,
             packing=packing,
             share_prefix=share_prefix,
             row_tokens=settings.row_tokens,
             flat="flash" in settings.attn_implementation and not share_prefix,
         )
-        self.groups: list[Group] = []
-        if settings.fused_lora and loaded.has_adapter:
-            self.groups = fuse(self.model, lambda: probe(self.model, vocabulary))
-        self.compiled = self._compile() if settings.torch_compile else None
+        return logits_at, layout
 
     def _compile(self) -> CompiledLayers:
         if self.settings.finetuning_type == "lora":

@@ -1,0 +1,1 @@
+"""What Afina is measured against, each rival as its users would write it."""
