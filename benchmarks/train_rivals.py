@@ -74,6 +74,7 @@ class TrlSettings:
     padding_free: bool = False
     adapters_bf16: bool = False
     autocast: bool = True
+    compiled: bool = False
 
 
 NOTEBOOK = TrlSettings(nf4=True, whole_text=True, batch=4, accumulation=4)
@@ -86,6 +87,7 @@ TRL_RIVALS = {
     "trl-16x1": TrlSettings(),
     "trl-8x2": TrlSettings(batch=8, accumulation=2),
     "trl-2x8": TrlSettings(batch=2, accumulation=8),
+    "trl-compiled": TrlSettings(batch=4, accumulation=4, compiled=True),
     "trl-nf4": TrlSettings(nf4=True, batch=4, accumulation=4),
     "trl-4x4-bf16": TrlSettings(batch=4, accumulation=4, adapters_bf16=True),
     "trl-4x4-pure": TrlSettings(batch=4, accumulation=4, adapters_bf16=True, autocast=False),
@@ -93,7 +95,7 @@ TRL_RIVALS = {
     "trl-free-4x4": TrlSettings(batch=4, accumulation=4, padding_free=True),
     "trl-free-2x8": TrlSettings(batch=2, accumulation=8, padding_free=True),
 }
-AFINA_RIVALS = ("afina", "afina-planner")
+AFINA_RIVALS = ("afina", "afina-compiled", "afina-planner")
 RIVALS = (*TRL_RIVALS, *AFINA_RIVALS)
 
 
@@ -101,7 +103,7 @@ def run_rival(name: str, work: Work) -> dict[str, Any]:
     """The figures of one rival's training."""
     if name in TRL_RIVALS:
         return run_trl(TRL_RIVALS[name], work)
-    return run_afina(work) if name == "afina" else run_planner(work)
+    return run_planner(work) if name == "afina-planner" else run_afina(work, compiled=name == "afina-compiled")
 
 
 def update_order(num_examples: int, updates: int, seed: int = SEED) -> list[list[int]]:
@@ -234,6 +236,7 @@ def run_trl(chosen: TrlSettings, work: Work) -> dict[str, Any]:
         bf16=chosen.autocast,
         use_cpu=not cuda,
         gradient_checkpointing=chosen.checkpointing,
+        torch_compile=chosen.compiled,
         padding_free=chosen.padding_free,
         max_length=None if chosen.padding_free else 1024,
         logging_steps=25,
@@ -307,7 +310,7 @@ def _clock() -> Any:
 # -- Afina ---------------------------------------------------------------------------------------
 
 
-def run_afina(work: Work) -> dict[str, Any]:
+def run_afina(work: Work, *, compiled: bool = False) -> dict[str, Any]:
     """Afina told what the notebook is told, and nothing more; no evaluation on the way, as the others have none."""
     told = {
         "load_in_4bit": True,
@@ -319,6 +322,7 @@ def run_afina(work: Work) -> dict[str, Any]:
         "lr_scheduler_type": SCHEDULE,
         "max_grad_norm": MAX_GRAD_NORM,
         "max_steps": work.updates,
+        **({"torch_compile": True} if compiled else {}),  # these runs are too short for the planner to choose it
         "eval_steps": work.updates,
         "logging_steps": 1,
     }
@@ -360,14 +364,16 @@ def _train_afina(work: Work, told: dict[str, Any], *, with_validation: bool) -> 
     from afina.engine.encoded import Encoded
     from afina.engine.loader import load_spec
     from afina.training import local
+    from afina.training.collate import common_beginning
     from afina.training.facts import model_facts
     from afina.training.machine import machine
     from afina.training.planner import resolve
 
     train, validation = ([Encoded(r.ids, r.num_prompt) for r in rows] for rows in (work.train, work.validation))
     config = TrainConfig(base_model=str(work.model), **told)
-    settings = resolve(config, model_facts(config.base_model), [len(e.input_ids) for e in train], machine(work.scratch))
-    loaded = load_spec(settings.base)
+    facts, lengths = model_facts(config.base_model), [len(e.input_ids) for e in train]
+    settings = resolve(config, facts, lengths, machine(work.scratch), common_beginning(train))
+    loaded = load_spec(settings.base, dequantize=settings.dequantize)
     with _watched() as seen:
         folder = work.scratch / "training"
         result = local.train(loaded, settings, train, validation if with_validation else [], folder, SEED)
@@ -375,9 +381,12 @@ def _train_afina(work: Work, told: dict[str, Any], *, with_validation: bool) -> 
 
 
 def _plan_line(settings: Any) -> str:
-    shown = ("finetuning_type", "quantisation", "compute_dtype", "learning_rate", "packing", "gradient_checkpointing")
+    shown = (
+        "finetuning_type", "quantisation", "dequantize", "compute_dtype", "learning_rate", "packing", "share_prefix",
+        "row_tokens", "attn_implementation", "fused_lora", "fused_loss", "torch_compile", "gradient_checkpointing",
+    )  # fmt: skip
     told = settings.to_json()
-    return f"batch {settings.effective_batch}, " + ", ".join(f"{key} {told[key]}" for key in shown)
+    return f"batch {settings.per_device_train_batch_size} x {settings.gradient_accumulation_steps}, " + ", ".join(f"{key} {told[key]}" for key in shown)
 
 
 def _watched() -> Any:
