@@ -1,10 +1,10 @@
-# make demo | make test | make check | make nano
+# make demo | make test | make check | make bench | make nano
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types fast-tests format nano clean
+.PHONY: demo test check types fast-tests format bench nano clean
 
 demo: $(STAMP)            ## the main job with the embedded model on the embedded data
 	$(BIN)/afina demo --output-dir runs/demo --yes
@@ -27,6 +27,13 @@ fast-tests: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format src tests pretraining benchmarks
 	$(BIN)/ruff check --fix src tests pretraining benchmarks
+
+bench: $(STAMP)           ## the short benchmarks, rivals included (about half an hour on two cores)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/train.py --shape 13m
+	$(BIN)/python benchmarks/train.py --shape nano --time-to-quality
+	$(BIN)/python benchmarks/answer.py --shape nano
+	$(BIN)/python benchmarks/cost.py --quick
 
 nano: $(STAMP)            ## pretrain the embedded model (about an hour on two cores)
 	$(BIN)/python pretraining/train.py --data $${AFINA_SHARED:-../shared/data}/pretrain --out build/nano

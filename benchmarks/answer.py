@@ -30,12 +30,13 @@ BATCHES = (1, 4, 16)
 class Rival:
     """name: of the way to answer, in rivals/answering.py. answer_format: of the specialist that it asks.
 
-    batches: sizes it can be asked at; None for all.
+    batches: sizes it can be asked at; shapes: whose specialists it is asked with; None for all.
     """
 
     name: str
     answer_format: str = "json"
     batches: tuple[int, ...] | None = None
+    shapes: tuple[str, ...] | None = None
 
 
 # A new way to answer is one line here and one in rivals/answering.py.
@@ -50,6 +51,7 @@ RIVALS = (
     Rival("afina-plain"),
     Rival("afina-no-draft"),
     Rival("afina-no-prefix"),
+    Rival("afina-missing", shapes=("13m", "135m")),
     Rival("afina-compact", answer_format="compact"),
 )
 OURS = "afina"  # the default settings, whose targets count
@@ -69,7 +71,8 @@ def main() -> None:
     args = _arguments()
     from rivals.specialist import make_subject
 
-    rivals = [r for r in RIVALS if not args.only or r.name in (*args.only, OURS, REFERENCE, FLOOR)]
+    rivals = [r for r in RIVALS if r.shapes is None or args.shape in r.shapes]
+    rivals = [r for r in rivals if not args.only or r.name in (*args.only, OURS, REFERENCE, FLOOR)]
     folders = {f: make_subject(args.shape, args.dtype, f) for f in dict.fromkeys(r.answer_format for r in rivals)}
     threads = args.threads or int(machine_facts()["cpu_cores"])
     commands: dict[str, list[str]] = {}
@@ -225,6 +228,9 @@ def notes_of(measured: Sequence[Mapping[str, Any]], folder: Path, args: argparse
         "floor: one pass over prompt and gold answer together, no cache, logits of the last position",
         "afina-plain: no guesses, nothing reused between requests; its single answers are what agreement_N (share of "
         "equal answers at batch N) refers to. afina-compact: another specialist, trained to write the choices only",
+        "afina-missing (where the base has random weights): guesses made wrong on purpose at 0.4 of the fields, which "
+        "takes about the passes that nano's varied answers take; the figure to look at where the specialist's answers "
+        "are nearly all the same and are guessed for nothing",
     ]
     if answers:
         kinds = Counter(json.dumps(a, sort_keys=True) for a in answers)

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from rivals.misses import MissingDrafter
 from rivals.specialist import Row
 
 MAX_NEW_TOKENS = 250  # the notebook's
+MISSES = 0.4  # of the fields; where the drafter is right otherwise, about the passes of nano's varied answers
 
 
 @dataclass(frozen=True)
@@ -215,12 +217,18 @@ def floor(folder: Path) -> tuple[Answerer, Any]:
 # -- (e) Afina ---------------------------------------------------------------------------------
 
 
-def afina(folder: Path, **settings: bool) -> tuple[Answerer, Any]:
-    """The specialist as its users ask it. settings: `draft`, `reuse_prefix`; as in its manifest when not given."""
+def afina(folder: Path, *, misses: float | None = None, **settings: bool) -> tuple[Answerer, Any]:
+    """The specialist as its users ask it. settings: `draft`, `reuse_prefix`; as in its manifest when not given.
+
+    misses: share of the fields at which the guess is made wrong on purpose; see misses.py.
+    """
     from afina.strategies.finetuned import Specialist
 
     specialist = Specialist.load(folder, **settings)
     predictor = specialist.predictor
+    if misses is not None:
+        assert predictor.drafter is not None, "there are no guesses that could miss"
+        predictor.drafter = MissingDrafter(predictor.drafter, misses)
 
     def answer(rows: Sequence[Row]) -> list[Written]:
         predictor.batch_size = len(rows)
@@ -242,5 +250,6 @@ ANSWERERS: dict[str, Callable[[Path], tuple[Answerer, Any]]] = {
     "afina-plain": partial(afina, draft=False, reuse_prefix=False),
     "afina-no-draft": partial(afina, draft=False),
     "afina-no-prefix": partial(afina, reuse_prefix=False),
+    "afina-missing": partial(afina, misses=MISSES),
     "afina-compact": afina,
 }
