@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "parts": {"all in one answer": {"task.parts": None}},
     "epochs": {f"{n} epochs": {"train.num_train_epochs": n} for n in (3, 6, 10)},
+    "format": {"json": {}, "compact": {"answer.answer_format": "compact"}},
     "adapt": {"no adaptation": {}},
 }
 
@@ -69,13 +70,20 @@ def answers(recipe: Recipe, folder: Path, train: list[Example], validation: list
     opened = Run(recipe, load_task(recipe.task), folder)
     settings, train_set = pipeline._settings(opened, Prepared({"train": train}, {}))
     renderer = pipeline._renderer(opened)
-    loaded = load_spec(settings.base)
+    loaded = load_spec(settings.base, dequantize=settings.dequantize)
     splits = Prepared({"train": train, "validation": validation, "test": test}, {})
     if recipe.train.adapt is not None:
         pipeline._adapt(opened, loaded, settings, renderer, splits)
     validation_set = pipeline.encode(renderer, validation, recipe.train.max_length)
     result = local.train(loaded, settings, train_set, validation_set, opened.training, recipe.seed)
-    predictor = LocalPredictor("x", loaded.model, loaded.tokenizer, opened.task, style=renderer.style)
+    predictor = LocalPredictor(
+        "x",
+        loaded.model,
+        loaded.tokenizer,
+        opened.task,
+        style=renderer.style,
+        answer_format=renderer.answer_format,
+    )
     return predictor.predict([e.inputs for e in test]), result
 
 
@@ -135,12 +143,14 @@ def main() -> None:
             "variant": system["name"],
             "seconds": round(began[system["name"]], 1),
             "best_steps": steps[system["name"]],
+            "tokens": round(sum(p.usage.completion_tokens for p in found[system["name"]]) / len(held), 1),
         }
         for group in report["groups"]:
             row[group] = {m: round(system["fields"][group][m], 3) for m in ("accuracy", "macro_f1")}
         table.append(row)
         scores = "  ".join(f"{g} {row[g]['accuracy']:.3f} F1 {row[g]['macro_f1']:.3f}" for g in report["groups"])
-        print(f"{system['name']:<22}{scores}  {row['seconds']:.0f} s  best {' '.join(row['best_steps'])}", flush=True)
+        spent = f"{row['seconds']:.0f} s  best {' '.join(row['best_steps'])}  {row['tokens']:g} answer tokens"
+        print(f"{system['name']:<22}{scores}  {spent}", flush=True)
     date = time.strftime("%Y-%m-%d")
     place = Path(__file__).parent / "results" / f"choose-{recipe.task.name}-{'-'.join(args.variants)}.json"
     write_json(

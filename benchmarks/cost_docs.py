@@ -47,8 +47,8 @@ Within 20 % of the memory seen: {near_memory} of {of} predictions. Within 30 % o
 ### What the memory is made of
 
 The formula that `afina plan` prints was found by listing every tensor that autograd keeps, with the line of code that
-made it (`torch.autograd.graph.saved_tensors_hooks`). For one token in one layer of the 13 M shape (hidden 384, MLP 1024,
-6 heads, rows of 232 tokens, bfloat16, fused adapters with dropout):
+made it (`torch.autograd.graph.saved_tensors_hooks`). For one token in one layer of the 13 M shape (hidden 384, MLP
+1024, 6 heads, rows of 232 tokens, bfloat16, fused adapters with dropout):
 
 | kept | bytes | formula |
 |---|--:|---|

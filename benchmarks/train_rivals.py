@@ -386,7 +386,9 @@ def _plan_line(settings: Any) -> str:
         "row_tokens", "attn_implementation", "fused_lora", "fused_loss", "torch_compile", "gradient_checkpointing",
     )  # fmt: skip
     told = settings.to_json()
-    return f"batch {settings.per_device_train_batch_size} x {settings.gradient_accumulation_steps}, " + ", ".join(f"{key} {told[key]}" for key in shown)
+    return f"batch {settings.per_device_train_batch_size} x {settings.gradient_accumulation_steps}, " + ", ".join(
+        f"{key} {told[key]}" for key in shown
+    )
 
 
 def _watched() -> Any:
