@@ -74,7 +74,7 @@ def main() -> None:
     rivals = [r for r in RIVALS if r.shapes is None or args.shape in r.shapes]
     rivals = [r for r in rivals if not args.only or r.name in (*args.only, OURS, REFERENCE, FLOOR)]
     folders = {f: make_subject(args.shape, args.dtype, f) for f in dict.fromkeys(r.answer_format for r in rivals)}
-    threads = args.threads or int(machine_facts()["cpu_cores"])
+    threads = args.threads or int(machine_facts()["cores"])
     commands: dict[str, list[str]] = {}
     for rival in rivals:
         batches = [b for b in args.batch if rival.batches is None or b in rival.batches]

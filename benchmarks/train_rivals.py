@@ -322,6 +322,8 @@ def run_afina(work: Work, *, compiled: bool = False) -> dict[str, Any]:
         "lr_scheduler_type": SCHEDULE,
         "max_grad_norm": MAX_GRAD_NORM,
         "max_steps": work.updates,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": EXAMPLES_PER_UPDATE // 4,
         **({"torch_compile": True} if compiled else {}),  # these runs are too short for the planner to choose it
         "eval_steps": work.updates,
         "logging_steps": 1,

@@ -24,6 +24,7 @@ from afina.training.settings import Settings
 
 FULL_BELOW = 50_000_000  # parameters; a rank-16 adapter learned less than all weights (docs/findings.md)
 EFFECTIVE_BATCH = 16  # examples per update
+LEAST_BATCH, UPDATES_PER_EPOCH = 4, 25  # of few examples, fewer per update: a small table is learned in updates
 EVALUATIONS = 10  # per run, when eval_steps is auto
 ROW_TOKENS = (128, 256, 384, 512, 768, 1024)  # of a packed row, tried
 MICRO_BATCH_TOKENS = 1024  # on a CPU: the activations of more fall out of its cache (docs/performance.md)
@@ -225,10 +226,10 @@ def _targets(train: TrainConfig, facts: ModelFacts, notes: list[str]) -> tuple[s
 def _batch(train: TrainConfig, lengths: Sequence[int], machine: Machine) -> tuple[int, int]:
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if batch == "auto" and accumulation == "auto":
-        most = EFFECTIVE_BATCH
+        most = effective = _effective_batch(len(lengths))
         while not machine.gpus and most > 1 and most * sum(lengths) / len(lengths) > MICRO_BATCH_TOKENS:
             most //= 2
-        return most, EFFECTIVE_BATCH // most
+        return most, effective // most
     if batch == "auto":
         return max(1, EFFECTIVE_BATCH // int(accumulation)), int(accumulation)
     if accumulation == "auto":
@@ -241,6 +242,14 @@ def _optimizer(train: TrainConfig, machine: Machine, notes: list[str]) -> str:
         return train.optim
     notes.append(f"optim: {train.optim} needs a CUDA device and bitsandbytes; adamw_torch is used.")
     return "adamw_torch"
+
+
+def _effective_batch(num_examples: int) -> int:
+    """Examples per update: halved until an epoch has UPDATES_PER_EPOCH updates."""
+    batch = EFFECTIVE_BATCH
+    while batch > LEAST_BATCH and num_examples < batch * UPDATES_PER_EPOCH:
+        batch //= 2
+    return batch
 
 
 def _rows(facts: ModelFacts, lengths: Sequence[int], shared: int, batch: int, *, forced: bool) -> tuple[int, bool]:
