@@ -110,7 +110,7 @@ def test_micro_batches_shrink_before_checkpointing() -> None:
 
 def test_steps_evaluations_and_rates() -> None:
     settings = settle(TINY, here(), num_train_epochs=5)
-    assert (settings.total_steps, settings.eval_steps) == (50, 5)
+    assert (settings.total_steps, settings.eval_steps) == (125, 12)
     assert settle(TINY, here(), max_steps=7).total_steps == 7
     assert settings.learning_rate == pytest.approx(9.4e-4)
     assert auto_learning_rate("lora", 10**9) == 2e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ class ModelFacts:
     linears: name ("layers.0.self_attn.q_proj") -> (out, in) of each linear layer of the decoder, the ones that
         quantisation holds in few bits and adapters attach to.
     context: most tokens it reads; 0 if its configuration does not say.
-    stored: the quantisation of the checkpoint itself.
+    stored: the quantisation of the checkpoint itself. stored_dtype: the type of its other weights, "" if not said.
+    heads: of attention, each of which compares all pairs of tokens; 0 if the configuration does not say.
     """
 
     name: str
@@ -29,11 +31,20 @@ class ModelFacts:
     vocabulary: int
     context: int
     stored: Quantisation
+    stored_dtype: str = ""
+    heads: int = 0
 
     @property
     def num_linear(self) -> int:
         """Parameters in `linears`."""
         return sum(a * b for a, b in self.linears.values())
+
+    def first_layer(self) -> dict[str, tuple[int, int]]:
+        """Linear layers of the first decoder layer by their own names ("q_proj"); of the whole model, if its layers
+        are not numbered."""
+        numbered = {n: m[1] for n in self.linears if (m := re.search(r"(?:^|\.)(\d+)\.", n))}
+        first = next(iter(numbered.values()), None)
+        return {n.rsplit(".", 1)[-1]: s for n, s in self.linears.items() if numbered.get(n) == first}
 
     def num_adapter(self, rank: int, targets: list[str], *, dora: bool = False) -> int:
         """Parameters of a LoRA adapter (arXiv:2106.09685): r (in + out) per target; DoRA adds out magnitudes.
@@ -81,4 +92,6 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         vocabulary=int(head.weight.shape[0]),
         context=int(getattr(text, "max_position_embeddings", 0) or 0),
         stored=stored,
+        stored_dtype=str(config.dtype or "").removeprefix("torch."),
+        heads=int(getattr(text, "num_attention_heads", 0) or 0),
     )

@@ -21,6 +21,9 @@ from afina.training.settings import Settings
 
 WIDTH = 100  # characters of a line on the screen
 LABEL_WIDTH = 26
+# Of a training step's arithmetic, what an evaluation of as many tokens does: forward 2 operations for each weight;
+# backward 2 for the activations' gradients, and 2 more for the weights' own where they are trained.
+FORWARD_SHARE = {"lora": 1 / 2, "full": 1 / 3}
 
 
 def _wrapped(label: str, text: str) -> list[str]:
@@ -34,8 +37,9 @@ def _wrapped(label: str, text: str) -> list[str]:
 class Plan:
     """memory_bytes: by part, with their sum as "peak". tokens: read in the whole run.
 
-    estimated_s: steps x measured seconds per step; None when no step was measured. advice: what would fit;
-    empty when the plan does.
+    estimated_s: steps x measured seconds per step, and `evaluations_s` of it for validation losses; None when no step
+    was measured. Loading the model, writing checkpoints and the answers after training are not in it.
+    advice: what would fit; empty when the plan does.
     """
 
     base_model: str
@@ -50,6 +54,8 @@ class Plan:
     epochs: float
     tokens: int
     seconds_per_step: float | None
+    evaluations: int
+    evaluations_s: float | None
     estimated_s: float | None
     formula: str
     fits: bool
@@ -74,7 +80,12 @@ class Plan:
             ("steps", f"{self.steps:,} updates, {self.epochs:g} epochs, {self.tokens:,} tokens"),
         ]
         if self.estimated_s is not None:
-            took = f"{self.steps:,} x {self.seconds_per_step:.2f} s, measured here; evaluations not counted"
+            took = f"{self.steps:,} x {self.seconds_per_step:.2f} s, measured here; "
+            took += (
+                f"{self.evaluations} evaluations, {seconds(self.evaluations_s)}"
+                if self.evaluations_s
+                else "no evaluation"
+            )
             rows.append(("time, estimated", f"{seconds(self.estimated_s)} ({took})"))
         rows.append(("memory, estimated", f"{size(self.memory_bytes['peak'])}, {size(self.available_bytes)} are free"))
         parts = {name.replace("_", " "): n for name, n in self.memory_bytes.items() if name != "peak" and n}
@@ -93,11 +104,24 @@ def plan(
     lengths: Sequence[int],
     machine: Machine,
     seconds_per_step: float | None = None,
+    *,
+    shared: int = 0,
+    validation_tokens: int = 0,
 ) -> Plan:
-    """The plan of a training. lengths: tokens of each training example."""
-    memory = estimate(settings, facts, lengths)
+    """The plan of a training.
+
+    lengths: tokens of each training example. shared: those that all begin with (`collate.common_beginning`).
+    validation_tokens: read in one evaluation.
+    """
+    memory = estimate(settings, facts, lengths, shared)
     trainable = num_trainable(settings, facts)
     epochs = settings.total_steps / -(-len(lengths) // settings.effective_batch)
+    evaluations = settings.total_steps // settings.eval_steps if validation_tokens else 0
+    estimated_s = evaluations_s = None
+    if seconds_per_step is not None:
+        per_token = seconds_per_step * settings.total_steps / (sum(lengths) * epochs)
+        evaluations_s = evaluations * validation_tokens * per_token * FORWARD_SHARE[settings.finetuning_type]
+        estimated_s = seconds_per_step * settings.total_steps + evaluations_s
     moments = 2 if settings.optim.endswith("8bit") else 8
     disk = 2 * trainable * (4 + moments) + 4 * trainable
     enough_memory = memory.peak <= machine.training_bytes * USABLE
@@ -121,8 +145,10 @@ def plan(
         epochs=round(epochs, 2),
         tokens=int(sum(lengths) * epochs),
         seconds_per_step=seconds_per_step,
-        estimated_s=None if seconds_per_step is None else seconds_per_step * settings.total_steps,
-        formula=FORMULA,
+        evaluations=evaluations,
+        evaluations_s=evaluations_s,
+        estimated_s=estimated_s,
+        formula=FORMULA[settings.device],
         fits=enough_memory and enough_disk,
         advice=advice.strip(),
         notes=settings.notes,
