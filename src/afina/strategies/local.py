@@ -26,6 +26,9 @@ from afina.engine.reading import Reader
 from afina.engine.renderer import Renderer, Style
 from afina.engine.spelling import AnswerFormat
 
+# Most rows of a batch on a CPU whose answers are guessed: rows that share a pass share its cost, and with more of them
+# guessing costs more than it saves (docs/performance.md).
+GUESSED_TOGETHER = 4
 # Inputs that begin with unlike characters: what their prompts share, the instruction says.
 PROBES = ("a", "Z", "9", "\u201c", "\n")
 
@@ -90,6 +93,8 @@ class LocalPredictor:
 
     def _answers(self, inputs: Sequence[Inputs], label: str | None) -> tuple[list[Answer], list[int]]:
         """Per row and part, the answer and how many characters of the inputs were cut."""
+        together = min(self.batch_size, len(inputs) * len(self.task.parts))
+        guessing = self.model.device.type != "cpu" or together <= GUESSED_TOGETHER
         questions: list[Question] = []
         cut: list[int] = []
         failed: dict[int, str] = {}
@@ -100,7 +105,7 @@ class LocalPredictor:
                 except DataError as error:
                     ids, num_cut = [self.renderer.codec.eos], 0
                     failed[len(questions)] = str(error)
-                questions.append(self._question(part, row, ids))
+                questions.append(self._question(part, row, ids, guessing=guessing))
                 cut.append(num_cut)
         if label is None:
             answers = self._write(questions, None)
@@ -111,8 +116,9 @@ class LocalPredictor:
             answers[at].error = error
         return answers, cut
 
-    def _question(self, part: Part, row: Inputs, ids: list[int]) -> Question:
-        guess = None if self.drafter is None or self.task.free_text else self.drafter.draft(part, row)
+    def _question(self, part: Part, row: Inputs, ids: list[int], *, guessing: bool) -> Question:
+        free = self.drafter is None or self.task.free_text or not guessing
+        guess = None if free else self.drafter.draft(part, row)  # type: ignore[union-attr]
         return Question(ids, partial(self.renderer.writer, part, self.max_text_tokens), self._scripts[part.key], guess)
 
     def _write(self, questions: list[Question], done: Any) -> list[Answer]:
