@@ -144,6 +144,8 @@ def run(point: Point, folder: Path) -> dict[str, Any]:
     path.write_text(json.dumps(data), encoding="utf-8")
     updates = -(-point.num_examples // EXAMPLES_PER_UPDATE)
     told = {**BASE, "max_steps": updates, "eval_steps": max(1, updates // EVALUATIONS), **point.told}
+    if told["finetuning_type"] == "full":
+        told.pop("lora_r")
     told["gradient_accumulation_steps"] = EXAMPLES_PER_UPDATE // told["per_device_train_batch_size"]
     lengths = [len(ids) for ids, _ in data["train"]]
     row: dict[str, Any] = {"name": point.name, **asdict(point), "mean_tokens": sum(lengths) / len(lengths)}

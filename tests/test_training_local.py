@@ -33,6 +33,8 @@ from afina.training.trainer import out_of_patience
 
 IDS = torch.arange(3, 23).unsqueeze(0)
 
+SIXTEEN = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}  # examples per update
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,7 +57,9 @@ def logits(model: Any) -> torch.Tensor:
 
 def run(base: Path, folder: Path, *, seed: int = 3, **changes: Any) -> tuple[TrainResult, Any, Settings]:
     data, validation = examples(48), examples(16, seed=1)
-    settings = settings_for(base, data, **{"learning_rate": 5e-3, "num_train_epochs": 4, "bf16": False, **changes})
+    settings = settings_for(
+        base, data, **{**SIXTEEN, "learning_rate": 5e-3, "num_train_epochs": 4, "bf16": False, **changes}
+    )
     loaded = load(settings)
     return train(loaded, settings, data, validation, folder, seed), loaded, settings
 
