@@ -27,7 +27,11 @@ EFFECTIVE_BATCH = 16  # examples per update
 LEAST_BATCH, UPDATES_PER_EPOCH = 4, 25  # of few examples, fewer per update: a small table is learned in updates
 EVALUATIONS = 10  # per run, when eval_steps is auto
 ROW_TOKENS = (128, 256, 384, 512, 768, 1024)  # of a packed row, tried
-MICRO_BATCH_TOKENS = 1024  # on a CPU: the activations of more fall out of its cache (docs/performance.md)
+# Of all weights the gradients, made anew for each micro-batch, want larger ones.
+MICRO_BATCH_TOKENS = {
+    "lora": 1024,
+    "full": 2048,
+}  # on a CPU: the activations of more fall out of its cache (docs/performance.md)
 EAGER_ATTENTION_TOKENS = 512  # of a row on a CPU, up to which plain products beat the blocked kernel
 CPU_FLOPS_PER_CORE = 1e11  # useful arithmetic of an uncompiled step, for the decision to compile
 USABLE = 0.9  # share of the free memory that a plan may fill
@@ -55,7 +59,7 @@ def resolve(
     if quantisation == "4bit" and compute_4bit == "bfloat16" and compute != "bfloat16":
         notes.append(f"bnb_4bit_compute_dtype: bfloat16 is not in this machine's hardware; {compute} is used.")
         compute_4bit = compute
-    batch, accumulation = _batch(train, lengths, machine)
+    batch, accumulation = _batch(train, kind, lengths, machine)
     targets = _targets(train, facts, notes) if kind == "lora" else tuple(train.lora_target_modules)
     packing = (not train.group_by_length) if train.packing == "auto" else train.packing
     share = packing and shared > 0 and train.share_prefix is not False
@@ -223,11 +227,11 @@ def _targets(train: TrainConfig, facts: ModelFacts, notes: list[str]) -> tuple[s
     return tuple(train.lora_target_modules)
 
 
-def _batch(train: TrainConfig, lengths: Sequence[int], machine: Machine) -> tuple[int, int]:
+def _batch(train: TrainConfig, kind: str, lengths: Sequence[int], machine: Machine) -> tuple[int, int]:
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if batch == "auto" and accumulation == "auto":
         most = effective = _effective_batch(len(lengths))
-        while not machine.gpus and most > 1 and most * sum(lengths) / len(lengths) > MICRO_BATCH_TOKENS:
+        while not machine.gpus and most > 1 and most * sum(lengths) / len(lengths) > MICRO_BATCH_TOKENS[kind]:
             most //= 2
         return most, effective // most
     if batch == "auto":
