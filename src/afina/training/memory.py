@@ -9,6 +9,7 @@ h hidden, T tokens of a row, V vocabulary, in and out of a linear layer.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -24,7 +25,11 @@ RUNTIME_BYTES = {"cpu": 680 << 20, "cuda": 700 << 20}
 # Share of the activations that stands empty between blocks in use: glibc's aligned allocation splits the hole that a
 # temporary tensor leaves, and cannot give it to the next of the same size. Measured as the peak beside that of a run
 # in which every tensor has its own pages (MALLOC_MMAP_THRESHOLD_), which is without holes and takes twice the time.
-HEAP_HOLES = 0.7
+HEAP_HOLES = 0.5  # 0.2 to 1 in single runs
+# oneDNN compiles a kernel for each product of each shape and keeps the last 1024 (ONEDNN_PRIMITIVE_CACHE_CAPACITY). Row
+# widths differ from one micro-batch to the next: 45 of them grew a process by 690 MiB, 22.5 for each of the first 30.
+KERNEL_BYTES, MOST_KERNELS = 700 << 10, 1024
+SEEN_UPDATES = 64  # drawn to see how many row widths there are
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what fused adapters group
 
 
@@ -41,6 +46,7 @@ class Memory:
     activations: int
     allocator_holes: int
     logits: int
+    kernels: int
     runtime: int
 
     @property
@@ -58,7 +64,9 @@ FORMULA = {
     "inputs b x in, fused adapters with dropout 3 b x in (input, mask, masked copy), once for q, k, v and gate, up; "
     "attention b x (q + k + v), eager: + heads x T x 4, and 2 for bfloat16; MLP 3 b x its width]; "
     f"checkpointing: one layer, h x layers) + allocator holes ({HEAP_HOLES:g} x activations, measured) + logits (of "
-    f"{SLICE_ELEMENTS:,} elements at a time x (4 + 2 b); all weights: + 4 V x h) + runtime; b: 2 for bfloat16, else 4",
+    f"{SLICE_ELEMENTS:,} elements at a time x (4 + 2 b); all weights: + 4 V x h) "
+    f"+ kernels (bfloat16: {KERNEL_BYTES >> 10} KiB for each product of each micro-batch's size, at most {MOST_KERNELS}) "
+    "+ runtime; b: 2 for bfloat16, else 4",
     "cuda": _HELD + "+ activations (tokens x sum over layers of [8 x hidden + 2 x (inputs + outputs of its linears)] x "
     "bytes; checkpointing: one layer, and hidden x layers) + logits (trained positions x vocabulary x 12) + runtime",
 }
@@ -95,6 +103,7 @@ def estimate(settings: Settings, facts: ModelFacts, lengths: Sequence[int], shar
         activations=activations,
         allocator_holes=holes,
         logits=logits,
+        kernels=_kernels(settings, facts, lengths, shared),
         runtime=RUNTIME_BYTES[settings.device],
     )
 
@@ -145,15 +154,8 @@ def _is_fused(settings: Settings) -> bool:
 
 def _cpu_step(settings: Settings, facts: ModelFacts, lengths: Sequence[int], shared: int) -> tuple[int, int]:
     """(activations, logits) of the micro-batch that holds the longest examples."""
-    longest = sorted(lengths, reverse=True)[: settings.per_device_train_batch_size]
-    shared = shared if settings.share_prefix else 0
-    rows = first_fit(longest, shared, settings.row_tokens) if settings.packing else [[i] for i in range(len(longest))]
-    width = max(shared + sum(longest[i] - shared for i in row) for row in rows)
-    tokens, compute_bytes, is_full = (
-        len(rows) * width,
-        BYTES[settings.compute_dtype],
-        settings.finetuning_type == "full",
-    )
+    tokens, width = _size(settings, sorted(lengths, reverse=True)[: settings.per_device_train_batch_size], shared)
+    compute_bytes, is_full = BYTES[settings.compute_dtype], settings.finetuning_type == "full"
     per_layer = tokens * _kept_per_token(settings, facts, width)
     if settings.gradient_checkpointing:
         between = tokens * facts.hidden * facts.num_layers * _stream_bytes(settings)
@@ -167,6 +169,14 @@ def _cpu_step(settings: Settings, facts: ModelFacts, lengths: Sequence[int], sha
     else:
         logits = tokens * facts.vocabulary * 12
     return activations, logits
+
+
+def _size(settings: Settings, lengths: Sequence[int], shared: int) -> tuple[int, int]:
+    """(tokens with padding, width of a row) of a micro-batch. lengths: falling."""
+    shared = shared if settings.share_prefix else 0
+    rows = first_fit(lengths, shared, settings.row_tokens) if settings.packing else [[i] for i in range(len(lengths))]
+    width = max(shared + sum(lengths[i] - shared for i in row) for row in rows)
+    return len(rows) * width, width
 
 
 def _stream_bytes(settings: Settings) -> int:
@@ -208,9 +218,44 @@ def _kept_inputs(settings: Settings, layer: dict[str, tuple[int, int]], b: int) 
     if not _is_fused(settings):  # PEFT: a copy for each layer, and its dropout keeps a float32 mask
         each = b + (4 if settings.lora_dropout else 0)
         return low_rank + each * sum(inner for _, inner in adapted.values())
-    read = dict.fromkeys(next((g for g in SAME_INPUT if name in g), (name,)) for name in adapted)
-    widths = sum(next(adapted[name][1] for name in group if name in adapted) for group in read)
+    widths = sum(next(adapted[name][1] for name in group if name in adapted) for group in _groups(list(adapted)))
     return low_rank + widths * b * (3 if settings.lora_dropout else 1)
+
+
+def _groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Which adapted layers share an input."""
+    return list(dict.fromkeys(next((g for g in SAME_INPUT if name in g), (name,)) for name in names))
+
+
+def _kernels(settings: Settings, facts: ModelFacts, lengths: Sequence[int], shared: int) -> int:
+    """Bytes of oneDNN's kernels. Products in float32 are MKL's, which compiles none."""
+    if settings.device != "cpu" or settings.compute_dtype == "float32":
+        return 0
+    sizes = _num_sizes(settings, lengths, shared)
+    return KERNEL_BYTES * min(MOST_KERNELS, sizes * _num_products(settings, facts))
+
+
+def _num_sizes(settings: Settings, lengths: Sequence[int], shared: int) -> int:
+    """How many different sizes micro-batches have, in a draw of the run's first updates."""
+    batch, effective, draw = settings.per_device_train_batch_size, settings.effective_batch, random.Random(0)
+    sizes: set[int] = set()
+    for _ in range(min(settings.total_steps, SEEN_UPDATES)):
+        update = sorted(draw.sample(lengths, min(effective, len(lengths))), reverse=True)
+        sizes |= {_size(settings, update[i : i + batch], shared)[0] for i in range(0, len(update), batch)}
+    return len(sizes)
+
+
+def _num_products(settings: Settings, facts: ModelFacts) -> int:
+    """Different products of a step. A layer's forward, its input's gradient, and its weight's where that is trained."""
+    layer = facts.first_layer()
+    shapes = set(layer.values())
+    if settings.finetuning_type == "full":
+        return 3 * len(shapes)
+    adapted = {name: shape for name, shape in layer.items() if name in settings.lora_target_modules}
+    if _is_fused(settings):
+        return 8 * len(_groups(list(adapted)))  # 2 of the frozen weight, 3 of A, 3 of B
+    outs, inners = (len({shape[at] for shape in adapted.values()}) for at in (0, 1))
+    return 2 * len(shapes) + 3 * (outs + inners)
 
 
 def _cuda_step(settings: Settings, facts: ModelFacts, lengths: Sequence[int]) -> tuple[int, int]:
