@@ -65,8 +65,8 @@ FORMULA = {
     "attention b x (q + k + v), eager: + heads x T x 4, and 2 for bfloat16; MLP 3 b x its width]; "
     f"checkpointing: one layer, h x layers) + allocator holes ({HEAP_HOLES:g} x activations, measured) + logits (of "
     f"{SLICE_ELEMENTS:,} elements at a time x (4 + 2 b); all weights: + 4 V x h) "
-    f"+ kernels (bfloat16: {KERNEL_BYTES >> 10} KiB for each product of each micro-batch's size, at most {MOST_KERNELS}) "
-    "+ runtime; b: 2 for bfloat16, else 4",
+    f"+ kernels (bfloat16: {KERNEL_BYTES >> 10} KiB for each product of each micro-batch's size, "
+    f"at most {MOST_KERNELS}) + runtime; b: 2 for bfloat16, else 4",
     "cuda": _HELD + "+ activations (tokens x sum over layers of [8 x hidden + 2 x (inputs + outputs of its linears)] x "
     "bytes; checkpointing: one layer, and hidden x layers) + logits (trained positions x vocabulary x 12) + runtime",
 }
@@ -236,10 +236,11 @@ def _kernels(settings: Settings, facts: ModelFacts, lengths: Sequence[int], shar
 
 
 def _num_sizes(settings: Settings, lengths: Sequence[int], shared: int) -> int:
-    """How many different sizes micro-batches have, in a draw of the run's first updates."""
+    """How many different sizes micro-batches have, in a draw of the run's first updates, an epoch at least."""
     batch, effective, draw = settings.per_device_train_batch_size, settings.effective_batch, random.Random(0)
     sizes: set[int] = set()
-    for _ in range(min(settings.total_steps, SEEN_UPDATES)):
+    updates = max(settings.total_steps, -(-len(lengths) // effective))
+    for _ in range(min(updates, SEEN_UPDATES)):
         update = sorted(draw.sample(lengths, min(effective, len(lengths))), reverse=True)
         sizes |= {_size(settings, update[i : i + batch], shared)[0] for i in range(0, len(update), batch)}
     return len(sizes)
