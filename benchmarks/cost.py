@@ -71,18 +71,18 @@ GROUPS = ("examples", "tokens", "batch", "rank", "model", "way")
 def points(only: Sequence[str] = GROUPS, *, compiled: bool = False) -> list[Point]:
     """The base point and every variation of it; the base stands for its own value in each group (`series`)."""
     found = [Point("examples", str(n), n, num_examples=n) for n in (64, 256)]
-    found += [Point("tokens", str(n), n, tokens=n, num_examples=64) for n in (64, 128, 256, 512)]
+    found += [Point("tokens", str(n), n, tokens=n) for n in (64, 128, 256, 512)]
     found += [_told("batch", n, per_device_train_batch_size=n) for n in (1, 16)]
     found += [_told("rank", n, lora_r=n) for n in (4, 64)]
     found += [
-        Point("model", "nano", shape="nano", num_examples=64),
+        Point("model", "nano", shape="nano"),
         Point("model", "135m", shape="135m", num_examples=48),
     ]
     found += [
         Point("way", "all weights", told={"finetuning_type": "full"}),
-        Point("way", "4 bit, written out once", told={"load_in_4bit": True, "dequantize": True}, num_examples=64),
-        Point("way", "4 bit, kept", told={"load_in_4bit": True, "dequantize": False}, num_examples=64),
-        Point("way", "checkpointing", told={"gradient_checkpointing": True}, num_examples=64),
+        Point("way", "4 bit, written out once", told={"load_in_4bit": True, "dequantize": True}),
+        Point("way", "4 bit, kept", told={"load_in_4bit": True, "dequantize": False}),
+        Point("way", "checkpointing", told={"gradient_checkpointing": True}),
     ]
     if compiled:
         found.append(Point("way", "torch_compile", told={"torch_compile": True}))
@@ -93,7 +93,7 @@ QUICK = ("tokens 64", "tokens 512", "batch 16", "way all weights")  # of points(
 
 
 def _told(group: str, n: int, **told: int) -> Point:
-    return Point(group, str(n), n, told=told, num_examples=64)
+    return Point(group, str(n), n, told=told)
 
 
 # -- inside a point's process ------------------------------------------------------------------
