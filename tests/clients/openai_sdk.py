@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 check = Checks()
 client = openai.OpenAI()
+ROUND = str(time.time_ns())
 
 
 class Label(BaseModel):
@@ -47,7 +48,7 @@ job = finished(
         validation_file=file.id,
         suffix="Round one",
         method=method,
-        metadata={"round": "1"},
+        metadata={"round": ROUND},
         seed=7,
     )
 )
@@ -72,7 +73,7 @@ second = finished(
 )
 check(second.status == "succeeded" and second.fine_tuned_model != job.fine_tuned_model, "a job on a model")
 check(job.id in [j.id for j in client.fine_tuning.jobs.list(limit=50)], "list jobs")
-check([j.id for j in client.fine_tuning.jobs.list(extra_query={"metadata[round]": "1"})] == [job.id], "by metadata")
+check([j.id for j in client.fine_tuning.jobs.list(extra_query={"metadata[round]": ROUND})] == [job.id], "by metadata")
 third = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method)
 check(client.fine_tuning.jobs.cancel(third.id).status == "cancelled", "cancel")
 

@@ -19,8 +19,8 @@ CLIENTS = {
     "instructor": ("instructor_client.py", ["instructor"], 3),
     "langchain": ("langchain_client.py", ["langchain-openai"], 6),
     "litellm": ("litellm_client.py", ["litellm"], 6),
-    "dspy": ("dspy_client.py", ["dspy"], 3),
-    "llamaindex": ("llamaindex_client.py", ["llama-index-finetuning", "llama-index-llms-openai"], 3),
+    "dspy": ("dspy_client.py", ["dspy"], 4),
+    "llamaindex": ("llamaindex_client.py", ["llama-index-finetuning", "llama-index-llms-openai", "mistralai<2"], 4),
 }
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow]

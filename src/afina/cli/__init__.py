@@ -17,6 +17,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from afina import __version__
+from afina.cli import hosted
+from afina.cli import serve as serving
 from afina.core.errors import AfinaError, RecipeError
 
 ABOUT = "From a labelled table to a small language model that you keep, with proof of how good it is."
@@ -41,7 +43,9 @@ Overrides = Annotated[
     typer.Argument(help="Settings that replace the recipe's, as train.lora_r=32", metavar="KEY=VALUE"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace the run of another recipe in the same folder.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Replace the run of another recipe in the same folder; agree to a price.")
+]
 
 
 def _example(text: str) -> str:
@@ -82,7 +86,11 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
     """
     from afina import pipeline
 
-    made = pipeline.plan(pipeline.read(recipe, overrides))
+    read = pipeline.read(recipe, overrides)
+    if hosted.is_hosted(read):
+        hosted.plan(read, as_json)
+        return
+    made = pipeline.plan(read)
     print(json.dumps(made.to_json(), indent=1) if as_json else "\n".join(made.lines()))
 
 
@@ -93,7 +101,7 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, a
     from afina.data.prepare import summary_lines
 
     opened = pipeline.open_run(recipe, overrides, overwrite=yes)
-    prepared = pipeline.prepare(opened, quiet=True)
+    prepared = hosted.prepare(opened) if opened.recipe.train.provider else pipeline.prepare(opened, quiet=True)
     if as_json:
         print(json.dumps(prepared.report, ensure_ascii=False, indent=1))
         return
@@ -105,11 +113,16 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, a
 def train(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False) -> None:
     """Fine-tune. Killed, the same command continues.
 
-    It goes on from the last checkpoint, to the same weights.
+    It goes on from the last checkpoint, to the same weights. With train.provider a provider trains: the price is
+    told and agreed to first, and a killed command finds its job again.
     """
     from afina import pipeline
 
-    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
+    read = pipeline.read(recipe, overrides)
+    if hosted.is_hosted(read):
+        hosted.train(read, yes)
+        return
+    opened = pipeline.open_recipe(read, overwrite=yes)
     pipeline.prepare(opened)
     print(f"Specialist: {pipeline.train(opened)}")
 
@@ -122,9 +135,14 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, 
     """
     from afina import pipeline
 
-    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
-    _print_result(pipeline.evaluate(opened), as_json)
-    print(f"Result: {opened.folder / 'report.json'}. As a page: afina report {opened.folder}", file=sys.stderr)
+    read = pipeline.read(recipe, overrides)
+    if hosted.is_hosted(read):
+        result, folder = hosted.evaluate(read, yes, report=False)
+    else:
+        opened = pipeline.open_recipe(read, overwrite=yes)
+        result, folder = pipeline.evaluate(opened), opened.folder
+    _print_result(result, as_json)
+    print(f"Result: {folder / 'report.json'}. As a page: afina report {folder}", file=sys.stderr)
 
 
 @app.command(epilog=_example("afina run recipe.yaml data.path=table.csv output_dir=runs/first"))
@@ -135,7 +153,13 @@ def run(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_js
     """
     from afina import pipeline
 
-    _run(pipeline.open_run(recipe, overrides, overwrite=yes), as_json)
+    read = pipeline.read(recipe, overrides)
+    if hosted.is_hosted(read):
+        result, folder = hosted.evaluate(read, yes, report=True)
+        _print_result(result, as_json)
+        print(f"Report:     {folder / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
+        return
+    _run(pipeline.open_recipe(read, overwrite=yes), as_json)
 
 
 @app.command(epilog=_example("afina predict runs/noticias --input new.csv --output answers.jsonl"))
@@ -185,8 +209,19 @@ def demo(
 
 
 @app.command(epilog=_example("afina doctor"))
-def doctor(as_json: AsJson = False) -> None:
-    """Tell what this machine can do."""
+def doctor(
+    provider: hosted.ProviderName = None,
+    base_url: hosted.BaseUrl = None,
+    api_key_env: hosted.KeyVariable = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what this machine can do.
+
+    With --provider or --base-url: which fine-tuned models you have there, the last day of each, and what to do next.
+    """
+    if provider is not None or base_url is not None:
+        hosted.doctor(provider, base_url, api_key_env, as_json)
+        return
     from afina.runs import versions
     from afina.training.machine import machine
 
@@ -197,6 +232,18 @@ def doctor(as_json: AsJson = False) -> None:
     print("\n".join(found.lines()))
     listed = ", ".join(f"{name} {version}" for name, version in libraries.items())
     print(textwrap.fill(listed, 100, initial_indent="libraries   ", subsequent_indent=" " * 12))
+
+
+app.command("serve", epilog=_example("afina serve --port 8000 --data-dir ~/.afina"))(serving.serve)
+app.add_typer(serving.keys)
+app.add_typer(hosted.jobs)
+app.command(
+    "rescue",
+    epilog=_example(
+        "afina rescue ft:gpt-4o-mini-2024-07-18:me::abc --inputs rows.csv --training-file old.jsonl "
+        "--base-model afina/nano"
+    ),
+)(hosted.rescue)
 
 
 def _run(opened: Any, as_json: bool) -> None:

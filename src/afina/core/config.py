@@ -41,6 +41,19 @@ ALIASES = {
 }  # fmt: skip
 
 
+# What a hosted job reads of the group train, and what it calls what a local training calls otherwise.
+HOSTED_KEYS = {
+    "base_model", "provider", "api_key_env", "suffix", "hyperparameters", "max_cost_usd", "prices", "rounds",
+    "max_length",
+}  # fmt: skip
+HOSTED_MAX_LENGTH = 65_536  # tokens: the training context of gpt-4o and gpt-4.1
+NOT_DECIDING = ("api_key_env", "max_cost_usd", "prices")  # may change between the parts of a continued run
+HOSTED_NAMES = {
+    "num_train_epochs": "n_epochs", "per_device_train_batch_size": "batch_size",
+    "learning_rate": "learning_rate_multiplier",
+}  # fmt: skip
+
+
 class Config(BaseModel):
     """Frozen; an unknown key is an error with a suggestion."""
 
@@ -142,10 +155,56 @@ class AdaptConfig(Config):
     learning_rate: float = Field(default=5e-4, gt=0)
 
 
+class HostedHyperparameters(Config):
+    """Of a job at a provider, under its names. `auto` lets the provider choose."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = Field(
+        default="auto",
+        description="Of the provider's own rate: 0.5 to 2 is usual; 1e-5 is surely a rate, not a factor.",
+    )
+
+    @field_validator("learning_rate_multiplier", mode="after")
+    @classmethod
+    def _is_a_factor(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value < 0.01:
+            raise ValueError(
+                f"found {value:g}, which looks like a learning rate; the multiplier multiplies the provider's own. "
+                "Write 1 for that rate, 0.5 for half of it, or auto."
+            )
+        return value
+
+
 class TrainConfig(Config):
     """How the specialist is trained. `auto` lets the planner choose, and it says what it chose."""
 
-    base_model: str = Field(default="afina/nano", description="afina/nano, a local folder, or a Hugging Face model id.")
+    base_model: str = Field(
+        default="afina/nano",
+        description="afina/nano, a local folder, or a Hugging Face model id; with a provider, a name of its.",
+    )
+    provider: str | None = Field(
+        default=None, description="Where to train: openai, azure, or the address of a server that speaks their API."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Environment variable with the provider's key; OPENAI_API_KEY, AZURE_OPENAI_API_KEY, or "
+        "AFINA_API_KEY for an address, when not given.",
+    )
+    suffix: str | None = Field(default=None, min_length=1, max_length=64, description="In the hosted model's name.")
+    hyperparameters: HostedHyperparameters = HostedHyperparameters()
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="A job that may cost more is not begun."
+    )
+    prices: Path | None = Field(
+        default=None, description="YAML with prices that replace or extend the dated ones (docs/hosted.md)."
+    )
+    rounds: list[Path] | None = Field(
+        default=None,
+        min_length=1,
+        description="Tables learned one after the other, each on the model of the one before; instead of data.path.",
+    )
     revision: str | None = Field(default=None, description="Git revision of a Hugging Face model.")
     chat_template: Literal["auto", "chat", "completion"] = Field(
         default="auto",
@@ -210,6 +269,43 @@ class TrainConfig(Config):
     early_stopping_patience: int | None = Field(default=None, ge=1, description="Evaluations without improvement.")
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
     adapt: AdaptConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hosted_context(cls, raw: Any) -> Any:
+        """A provider cuts where its own context ends, not where a small model's does."""
+        if isinstance(raw, dict) and raw.get("provider") is not None and "max_length" not in raw:
+            return {**raw, "max_length": HOSTED_MAX_LENGTH}
+        return raw
+
+    @field_validator("provider", mode="after")
+    @classmethod
+    def _known_provider(cls, value: str | None) -> str | None:
+        if value is None or value in ("openai", "azure") or value.startswith(("http://", "https://")):
+            return value
+        raise ValueError(f"found {value!r}, expected openai, azure, or an address as http://127.0.0.1:8000/v1.")
+
+    @model_validator(mode="after")
+    def _provider_has_effect(self) -> TrainConfig:
+        """The keys of a hosted job and those of a local training exclude each other."""
+        given = self.model_fields_set
+        if self.provider is None:
+            for name in ("api_key_env", "suffix", "hyperparameters", "max_cost_usd", "prices"):
+                if name in given and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is of a hosted job, but no provider is named. Add train.provider, or remove it."
+                    )
+            return self
+        if "base_model" not in given:
+            raise ValueError(
+                f"provider is {self.provider}, so base_model must name a model of its, as gpt-4.1-mini-2025-04-14."
+            )
+        unused = sorted(given - HOSTED_KEYS)
+        if unused:
+            instead = HOSTED_NAMES.get(unused[0])
+            hint = f"Write train.hyperparameters.{instead}." if instead else "Remove it, or the provider."
+            raise ValueError(f"the provider {self.provider} trains, so {unused[0]} has no effect. {hint}")
+        return self
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> TrainConfig:
@@ -279,6 +375,37 @@ class Recipe(Config):
     seed: int = Field(default=42, ge=0, lt=2**32)
     output_dir: Path | None = Field(default=None, description="The run folder; runs/<task name> when not given.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_are_the_data(cls, raw: Any) -> Any:
+        """With train.rounds the first round stands for data.path, which would have no effect."""
+        train = raw.get("train") if isinstance(raw, dict) else None
+        rounds = train.get("rounds") if isinstance(train, dict) else None
+        if not isinstance(rounds, list) or not rounds or not isinstance(raw.get("data", {}), dict):
+            return raw
+        data = raw.get("data") or {}
+        for name in ("path", "validation_path", "test_path"):
+            if data.get(name) is not None and (name != "path" or str(data[name]) != str(rounds[0])):
+                raise ValueError(
+                    f"train.rounds is given, so data.{name} has no effect. Remove one; every round is split by itself."
+                )
+        return {**raw, "data": {**data, "path": rounds[0]}}
+
+    @model_validator(mode="after")
+    def _hosted_has_effect(self) -> Recipe:
+        if self.train.provider is not None:
+            if self.answer.answer_format == "compact":
+                raise ValueError(
+                    f"answer.answer_format: compact needs our own engine, but train.provider is {self.train.provider}. "
+                    "Remove one."
+                )
+            if self.data.on_too_long == "truncate":
+                raise ValueError(
+                    "data.on_too_long: truncate has no effect with train.provider, which cuts by itself. Use refuse or "
+                    "drop."
+                )
+        return self
+
     @field_validator("answer", mode="after")
     @classmethod
     def _format_has_effect(cls, answer: AnswerConfig, info: ValidationInfo) -> AnswerConfig:
@@ -304,8 +431,10 @@ class Recipe(Config):
 
     @property
     def hash(self) -> str:
-        """Of all that decides the result: everything but where the run is kept."""
-        return digest({k: v for k, v in self.resolved().items() if k != "output_dir"})
+        """Of all that decides the result: everything but where the run is kept, and what it may cost."""
+        kept = {k: v for k, v in self.resolved().items() if k != "output_dir"}
+        kept["train"] = {k: v for k, v in kept["train"].items() if k not in NOT_DECIDING}
+        return digest(kept)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -345,15 +474,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return make_recipe(raw, str(path))
 
 
-PATHS = (("data", "path"), ("data", "validation_path"), ("data", "test_path"), ("train", "adapt", "path"))
+PATHS = (
+    ("data", "path"), ("data", "validation_path"), ("data", "test_path"), ("train", "adapt", "path"),
+    ("train", "prices"), ("train", "rounds"),
+)  # fmt: skip
 
 
 def _rebase(raw: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
     node: Any = raw
     for key in keys[:-1]:
         node = node.get(key) if isinstance(node, dict) else None
-    if isinstance(node, dict) and isinstance(node.get(keys[-1]), str):
-        node[keys[-1]] = str(folder / node[keys[-1]])
+    if not isinstance(node, dict):
+        return
+    value = node.get(keys[-1])
+    if isinstance(value, str):
+        node[keys[-1]] = str(folder / value)
+    elif isinstance(value, list):
+        node[keys[-1]] = [str(folder / one) if isinstance(one, str) else one for one in value]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -479,9 +616,8 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
         alias = ALIASES.get(place[-1])
         matches = [k for k in known if alias and k.rpartition(".")[2] == alias]
         matches += [k for k in known if k.rpartition(".")[2] == place[-1]]
-        matches += [
-            k for k in siblings if difflib.get_close_matches(place[-1], [k.rpartition(".")[2]], n=1, cutoff=0.6)
-        ]
+        named = {k.rpartition(".")[2]: k for k in siblings}
+        matches += [named[name] for name in difflib.get_close_matches(place[-1], named, n=1, cutoff=0.6)]
         matches += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
         names = ", ".join(name.rpartition(".")[2] for name in siblings) or "nothing"
         hint = f"Did you mean {matches[0]}?" if matches else f"Known here: {names}."
@@ -489,7 +625,8 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing, and it has no default. Add it; `afina schema` describes every key."
     if problem["type"] == "value_error":
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     expected = " or ".join(dict.fromkeys(_expected(one) for one in problems))
     return (
         f"{key}: found {problem.get('input')!r}, expected {expected}. Correct it; `afina schema` describes every key."

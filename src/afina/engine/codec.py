@@ -38,6 +38,10 @@ class Codec:
                 f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token; answers cannot end."
             )
         self.eos = int(tokenizer.eos_token_id)
+        # Kept by those who make them: compiled grammars (writer.py), tokens that complete an opening (toolcalls.py).
+        self.grammars: dict[str, Any] = {}
+        self.completing_openings: dict[int, list[tuple[int, bytes]]] = {}
+        self._forbidden: dict[tuple[frozenset[int], int], np.ndarray] = {}
         self._known: dict[str, list[int]] = {}
         self._json = json.loads(tokenizer.backend_tokenizer.to_str())
         self._json["truncation"] = self._json["padding"] = None
@@ -79,6 +83,41 @@ class Codec:
         """All ids that stand for text, ascending."""
         return np.array([i for i in range(self.lexer.vocab_size) if self._is_text(i)], dtype=np.int64)
 
+    @cached_property
+    def answer_ids(self) -> np.ndarray:
+        """`text_ids` and the end of the sequence, ascending: what may follow in free text."""
+        return np.sort(np.append(self.text_ids, self.eos))
+
+    @cached_property
+    def grammar_mask(self) -> np.ndarray:
+        """True at ids that a grammar may use: neither control tokens nor the end of the sequence."""
+        mask = np.ones(self.lexer.vocab_size, dtype=bool)
+        mask[[i for i in (*self.control_ids, self.eos) if i < len(mask)]] = False
+        return mask
+
+    @cached_property
+    def all_bytes(self) -> list[bytes]:
+        """`token_bytes` of every id that stands for text; nothing for the others."""
+        found = [b""] * self.lexer.vocab_size
+        for token in self.text_ids.tolist():
+            found[token] = self.token_bytes(token)
+        return found
+
+    def forbidden(self, stop_ids: frozenset[int], vocabulary: int) -> np.ndarray:
+        """0 for ids of text and for `stop_ids`, -inf for all others of a model's vocabulary; float32. Not to be
+        written to."""
+        key = (stop_ids, vocabulary)
+        if key not in self._forbidden:
+            forbidden = np.full(vocabulary, -np.inf, dtype=np.float32)
+            allowed = np.append(self.text_ids, list(stop_ids)).astype(np.int64)
+            forbidden[allowed[allowed < vocabulary]] = 0
+            self._forbidden[key] = forbidden
+        return self._forbidden[key]
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for; a part of a character, perhaps."""
+        return self.lexer.decode_bytes([token])
+
     def _is_text(self, token: int) -> bool:
         if token in self.control_ids or self.lexer.is_special_token(token):
             return False
@@ -116,9 +155,27 @@ class Codec:
     def _split_control(self, text: str) -> list[str]:
         if not self._control:
             return [text]
+        return [part for part in self._control_pattern.split(text) if part]
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._control, key=len, reverse=True)
-        pattern = "(" + "|".join(re.escape(content) for content in longest_first) + ")"
-        return [part for part in re.split(pattern, text) if part]
+        return re.compile("(" + "|".join(re.escape(content) for content in longest_first) + ")")
+
+    def first_control(self, text: str) -> tuple[str, int | None]:
+        """The text before the first control token of a trusted text, and that token; None if there is none."""
+        before = ""
+        for part in self._split_control(text):
+            token = self._control.get(part)
+            if token is not None and token["id"] in self.control_ids:
+                return before, int(token["id"])
+            before += part
+        return before, None
+
+    def starts_with_control(self, text: str) -> bool:
+        """Whether a trusted text begins with a control token."""
+        before, token = self.first_control(text)
+        return token is not None and not before
 
     def _run(self, text: str) -> list[int]:
         return self._plain.encode(text, add_special_tokens=False).ids if text else []

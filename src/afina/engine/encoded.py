@@ -12,6 +12,8 @@ class Encoded:
 
     input_ids: T token ids; the last one is eos, which stands nowhere else in the answer.
     num_prompt: how many of them are the prompt, which is never trained on.
+    trained_at: the learned positions, ascending, where they are not simply all behind the prompt: a conversation of
+        several turns, or one whose answers are partly left out. num_prompt is then the first of them.
     choices: position of each answer token where the grammar left a choice -> the token ids it
         allowed there (the chosen one among them), or None where the set is open (free text).
         Answer tokens that are not in it were forced.
@@ -24,9 +26,13 @@ class Encoded:
     choices: Mapping[int, tuple[int, ...] | None] = field(default_factory=dict)
     fields: Mapping[int, str] = field(default_factory=dict)
     truncated: int = 0
+    trained_at: tuple[int, ...] | None = None
 
     def trained(self, loss_on: str) -> list[int]:
-        """Positions whose token is learned; eos is always the last of them, and there once."""
+        """Positions whose token is learned, ascending. Without `trained_at` the last of them is eos, which is there
+        once."""
+        if self.trained_at is not None and loss_on == "completion" and not self.choices:
+            return list(self.trained_at)
         if loss_on == "choices":
             return sorted({*self.choices, len(self.input_ids) - 1})
         return list(range(self.num_prompt, len(self.input_ids)))

@@ -52,6 +52,15 @@ class Scores:
             found[n] = self._whole(self.head(self.hidden_NH[place]), ids)
         return found
 
+    def whole(self, places: Sequence[int]) -> np.ndarray:
+        """float32 logits of the whole vocabulary, one row for each place."""
+        if self.logits_NV is not None:
+            chosen_NV = self.logits_NV[list(places)]
+        else:
+            assert self.hidden_NH is not None, "one of the two is there"
+            chosen_NV = self.head(self.hidden_NH[list(places)])
+        return chosen_NV.float().cpu().numpy()
+
     def _gathered(self, places: list[int], ids_U: np.ndarray) -> np.ndarray:
         assert self.hidden_NH is not None, "called with hidden states"
         index = torch.from_numpy(ids_U).to(self.hidden_NH.device)

@@ -20,10 +20,14 @@ SPARE_COLUMNS = 64  # made room for when a cache grows, so that it does not grow
 
 @dataclass
 class Place:
-    """Where the tokens of the running pass go. start: the common first column, or None where rows differ."""
+    """Where the tokens of the running pass go. start: the common first column, or None where rows differ.
+
+    first: of the rows that take part, in a cache whose rows may rest.
+    """
 
     start: int | None = 0
     width: int = 0
+    first: int = 0
     rows_B1: torch.Tensor | None = None
     columns_BK: torch.Tensor | None = None
 
@@ -94,9 +98,11 @@ class Shape:
 class RowCache(Cache):
     """The cache of one batch. Call `enter` before a pass and give the model what it returns."""
 
+    layer: type[RowLayer] = RowLayer
+
     def __init__(self, shape: Shape) -> None:
         self.shape, self.place = shape, Place()
-        self.kept = [RowLayer(self.place) for _ in shape.windows]
+        self.kept = [self.layer(self.place) for _ in shape.windows]
         super().__init__(layers=[*self.kept])
 
     @property
@@ -155,3 +161,80 @@ class RowCache(Cache):
         if not self.shape.eager:
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class SlotLayer(RowLayer):
+    """One layer of a SlotCache: rows beyond those of the running pass keep what they hold."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        last = self.place.first + key_states.shape[0]
+        self.make_room(last, self.place.width, key_states, value_states)
+        assert self.keys is not None and self.values is not None  # noqa: PT018
+        keys, values = self.keys[self.place.first : last], self.values[self.place.first : last]
+        self._put(keys, key_states)
+        self._put(values, value_states)
+        return keys[:, :, : self.place.width], values[:, :, : self.place.width]
+
+    def make_room(self, rows: int, columns: int, *like: torch.Tensor) -> None:
+        """Grow to so many rows and columns at least. like: keys and values of the same heads, widths and types."""
+        self.keys, self.values = (
+            _grown(kept, rows, columns, one) for kept, one in zip((self.keys, self.values), like, strict=True)
+        )
+        self.is_initialized = True
+
+    def _put(self, rows_BHWD: torch.Tensor, new_BHKD: torch.Tensor) -> None:
+        place = self.place
+        if place.start is not None:
+            rows_BHWD[:, :, place.start : place.start + new_BHKD.shape[2]] = new_BHKD
+        else:
+            rows_BHWD[place.rows_B1, :, place.columns_BK] = new_BHKD.transpose(1, 2)
+
+
+def _grown(kept: torch.Tensor | None, rows: int, columns: int, like_BHKD: torch.Tensor) -> torch.Tensor:
+    had = (0, 0) if kept is None else (kept.shape[0], kept.shape[2])
+    if kept is not None and rows <= had[0] and columns <= had[1]:
+        return kept
+    rows = had[0] if rows <= had[0] else max(rows, 2 * had[0])
+    columns = had[1] if columns <= had[1] else max(columns + SPARE_COLUMNS, had[1] * 3 // 2)
+    # Zeros, because what was never written must be finite to count for nothing.
+    grown = like_BHKD.new_zeros(rows, like_BHKD.shape[1], columns, like_BHKD.shape[3])
+    if kept is not None:
+        grown[: had[0], :, : had[1]] = kept
+    return grown
+
+
+class SlotCache(RowCache):
+    """A cache whose rows come and go. A pass takes the rows from `place.first` on, as many as it has."""
+
+    layer = SlotLayer
+    kept: list[SlotLayer]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a row over another row."""
+        for layer in self.kept:
+            for tensor in (layer.keys, layer.values):
+                if tensor is not None:
+                    tensor[target, :, :length] = tensor[source, :, :length]
+
+    def take(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A copy of the first `length` keys and values of a row, by layer: H, length, D."""
+        return [
+            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
+            for layer in self.kept
+            if layer.keys is not None and layer.values is not None
+        ]
+
+    def put(self, row: int, held: list[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
+        """Begin a row with the first `length` of keys and values that `take` gave."""
+        for layer, pair in zip(self.kept, held, strict=True):
+            layer.make_room(row + 1, length, *(tensor.unsqueeze(0) for tensor in pair))
+            for kept, tensor in zip((layer.keys, layer.values), pair, strict=True):
+                assert kept is not None, "room was made"
+                kept[row, :, :length] = tensor[:, :length]
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        for layer in self.kept:
+            layer.keys = layer.values = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import llguidance
 import llguidance.numpy
@@ -23,6 +24,7 @@ import numpy as np
 
 from afina.core.errors import SchemaError
 from afina.core.schema import Schema, dumps
+from afina.engine.bounds import bounded, bounded_anywhere
 from afina.engine.codec import Codec
 from afina.engine.grammar import MAX_ITEMS, Choice, Forced, Open, Walk, open_values
 from afina.engine.spelling import AnswerFormat
@@ -45,13 +47,29 @@ class Decision:
     gold: int | None = None
 
 
-class Writer:
-    """Writes one answer. `tokens` is what the model has said so far; `text` the answer, once it is complete."""
+@dataclass(frozen=True)
+class Whole(Open):
+    """A JSON value of any schema that llguidance takes, one that no walk can follow among them."""
 
-    def __init__(self, codec: Codec, walk: Walk, max_text_tokens: int, answer_format: AnswerFormat = "json") -> None:
+
+class Writer:
+    """Writes one answer. `tokens` is what the model has said so far; `text` the answer, once it is complete.
+
+    max_items: of arrays that are one open value and have no maxItems; None for no limit.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        walk: Walk,
+        max_text_tokens: int,
+        answer_format: AnswerFormat = "json",
+        *,
+        max_items: int | None = MAX_ITEMS,
+    ) -> None:
         self.codec = codec
         self.tokens: list[int] = []
-        self.max_text_tokens = max_text_tokens
+        self.max_text_tokens, self.max_items = max_text_tokens, max_items
         self.answer_format: AnswerFormat = answer_format
         self._walk = walk
         # The answer in pieces, and which of them wait for the values that are asked for next.
@@ -108,7 +126,7 @@ class Writer:
         if isinstance(event, Choice):
             self._state = self._choice(event, stops)
         else:
-            self._state = _OpenState(self.codec, event, stops, self.max_text_tokens)
+            self._state = _OpenState(self.codec, event, stops, self.max_text_tokens, self.max_items)
 
     def _choice(self, event: Choice, stops: tuple[int, ...]) -> _ChoiceState:
         return _ChoiceState(self.codec, event, event.said(self.answer_format), stops)
@@ -204,24 +222,31 @@ class _ChoiceState:
 class _OpenState:
     """Free text or a number, kept valid by llguidance; closed when its limit is reached."""
 
-    def __init__(self, codec: Codec, event: Open, stops: tuple[int, ...], max_tokens: int) -> None:
+    def __init__(
+        self, codec: Codec, event: Open, stops: tuple[int, ...], max_tokens: int, max_items: int | None
+    ) -> None:
         self.codec, self.event, self.stops, self.max_tokens = codec, event, stops, max_tokens
         self._count = 0
         self._done = False
-        self._matcher = None if event.kind == "text" else _matcher(codec, event)
+        self._forced: list[int] = []
+        self._matcher = None if event.kind == "text" else _matcher(codec, event, max_items)
         self._gold = None if event.gold is None else codec.answer_text(event.gold) if event.gold else []
 
     def need(self) -> Decision | None:
         if self._done:
             return None
         if self._matcher is None:
-            allowed = np.append(self.codec.text_ids, self.codec.eos)
+            allowed = self.codec.answer_ids
             if self._count >= self.max_tokens and self._gold is None:
                 self._done = True
                 return None
-            return Decision(self.event.path, np.sort(allowed), True, self._gold_token(allowed))
+            return Decision(self.event.path, allowed, True, self._gold_token(allowed))
         if self._matcher.is_stopped():
+            if self._matcher.is_error():
+                raise SchemaError(f"{self.event.path!r}: {self._matcher.get_error()}")
             return None
+        if isinstance(self.event, Whole) and (forced := self._forced_token()) is not None:
+            return Decision(self.event.path, np.array([forced], dtype=np.int64), True)
         allowed = self._grammar_tokens()
         if self._gold is None and self._count >= self.max_tokens:
             allowed = self._closing(allowed)
@@ -235,13 +260,23 @@ class _OpenState:
             self._done = token == self.codec.eos
             self._count += 1
             return not self._done
-        if token in self.stops and not self._grammar_allows(token):
+        # A grammar takes the end of the sequence for one of its own; no value holds it.
+        if token == self.codec.eos or (token in self.stops and not self._grammar_allows(token)):
             self._done = True
             return False
         if not self._matcher.consume_token(token):
             raise AssertionError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
         self._count += 1
         return True
+
+    def _forced_token(self) -> int | None:
+        """The next token of text that a whole grammar leaves no choice about."""
+        assert self._matcher is not None
+        if not self._forced:
+            self._forced = self._matcher.compute_ff_tokens()[::-1]
+            if any(not self.codec.grammar_mask[token] for token in self._forced):
+                self._forced = []
+        return self._forced.pop() if self._forced else None
 
     def _grammar_allows(self, token: int) -> bool:
         assert self._matcher is not None
@@ -254,8 +289,8 @@ class _OpenState:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, mask, 0)
         if self._matcher.is_error():
             raise SchemaError(f"{self.event.path!r}: {self._matcher.get_error()}")
-        allowed = np.flatnonzero(np.unpackbits(mask[0].view(np.uint8), bitorder="little")).astype(np.int64)
-        allowed = allowed[~np.isin(allowed, list(self.codec.control_ids | {self.codec.eos}))]
+        bits = np.unpackbits(mask[0].view(np.uint8), count=self.codec.lexer.vocab_size, bitorder="little")
+        allowed = np.flatnonzero(bits.view(bool) & self.codec.grammar_mask)
         if self._matcher.is_accepting():
             allowed = np.union1d(allowed, np.array(self.stops, dtype=np.int64))
         return allowed
@@ -298,16 +333,20 @@ class _OpenState:
         return best
 
 
+OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+# Grammars that are kept compiled, for each tokenizer.
+COMPILED = 128
+
+
 @lru_cache(maxsize=256)
 def _grammar(schema_text: str) -> str:
-    return llguidance.LLMatcher.grammar_from_json_schema(
-        schema_text, overrides={"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-    )
+    return llguidance.LLMatcher.grammar_from_json_schema(schema_text, overrides=OPTIONS)
 
 
-def _matcher(codec: Codec, event: Open) -> llguidance.LLMatcher:
+def _matcher(codec: Codec, event: Open, max_items: int | None = MAX_ITEMS) -> llguidance.LLMatcher:
     """A matcher at the point where the open value begins."""
-    matcher = llguidance.LLMatcher(codec.lexer, _grammar(dumps(_bounded(event.schema))), log_level=0)
+    schema = bounded_anywhere(event.schema) if isinstance(event, Whole) else bounded(event.schema, max_items)
+    matcher = _compiled(codec, dumps(schema)).deep_copy()
     if matcher.is_error():
         raise SchemaError(f"{event.path!r}: the grammar cannot be built: {matcher.get_error()}")
     if event.opened:
@@ -317,21 +356,16 @@ def _matcher(codec: Codec, event: Open) -> llguidance.LLMatcher:
     return matcher
 
 
-def _bounded(schema: Schema) -> Schema:
-    """The schema without notes, and with every number between -1e15 and 1e15, where the grammar writes
-    no exponents: 26E10371106 is valid JSON, but infinite to its readers."""
-    kept = {k: v for k, v in schema.items() if k not in ("title", "description")}
-    if "anyOf" in kept:
-        return {**kept, "anyOf": [_bounded(branch) for branch in kept["anyOf"]]}
-    if kept.get("type") == "array":
-        kept["items"] = _bounded(kept["items"])
-        kept.setdefault("maxItems", max(MAX_ITEMS, kept.get("minItems", 0)))
-    if kept.get("type") in ("integer", "number"):
-        if "exclusiveMinimum" not in kept:
-            kept.setdefault("minimum", -(10**15))
-        if "exclusiveMaximum" not in kept:
-            kept.setdefault("maximum", 10**15)
-    return kept
+def _compiled(codec: Codec, schema_text: str) -> llguidance.LLMatcher:
+    """A fresh matcher, to be copied."""
+    known = codec.grammars
+    matcher = known.get(schema_text)
+    if matcher is None:
+        matcher = llguidance.LLMatcher(codec.lexer, _grammar(schema_text), log_level=0)
+        if len(known) >= COMPILED:
+            known.clear()
+        known[schema_text] = matcher
+    return matcher
 
 
 def check_grammar(codec: Codec, schema: Schema) -> None:

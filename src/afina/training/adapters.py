@@ -52,13 +52,26 @@ def prepare(loaded: LoadedModel, settings: Settings) -> LoadedModel:
     return loaded
 
 
-def _with_adapter(loaded: LoadedModel, settings: Settings) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+def go_on(base: LoadedModel, adapter: Path) -> LoadedModel:
+    """The base with an earlier adapter, which `prepare` will train further. adapter: its folder. Raises ModelError."""
+    base.model = _prepared_for_few_bits(base)
+    return attach_adapter(base, adapter)
 
-    base = loaded.model
-    if loaded.quantisation != "none" and not loaded.dequantized:
-        with quiet():
-            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+
+def _prepared_for_few_bits(loaded: LoadedModel) -> Any:
+    """The base's model; where it is held in few bits, with the rest of its weights in float32."""
+    if loaded.quantisation == "none" or loaded.dequantized:
+        return loaded.model
+    from peft import prepare_model_for_kbit_training
+
+    with quiet():
+        return prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
+
+
+def _with_adapter(loaded: LoadedModel, settings: Settings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    base = _prepared_for_few_bits(loaded)
     config = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
@@ -80,8 +93,8 @@ def _with_adapter(loaded: LoadedModel, settings: Settings) -> Any:
 def save_weights(loaded: LoadedModel, folder: Path) -> None:
     """The trained weights as safetensors: the adapter alone, or the whole model."""
     if loaded.has_adapter:
-        # "auto" would ask the hub whether the vocabulary grew.
-        loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+        # "auto" would ask the hub whether the vocabulary grew. Of several adapters (dpo.py) this one is trained.
+        loaded.model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the report writes a real one
     else:
         loaded.model.save_pretrained(str(folder))

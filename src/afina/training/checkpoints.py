@@ -53,9 +53,18 @@ def staged(final: Path) -> Generator[Path]:
                         os.fsync(file.fileno())
             shutil.rmtree(final, ignore_errors=True)  # left by a training that was continued from before it
             staging.rename(final)
+            _flush_folder(final.parent)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

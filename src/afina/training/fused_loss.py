@@ -8,6 +8,7 @@ N positions, H hidden, V vocabulary, K allowed tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,21 @@ SLICE_ELEMENTS = 2_000_000  # logits of a slice: 8 MB in float32, about a core's
 LEAST_ROWS = 128  # fewer make the matrix product slow
 
 
-def linear_cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor) -> Tensor:
-    """Sum over N of -log softmax(hidden W')[target], in nats, float32."""
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, target_N)  # type: ignore[no-untyped-call]
+@dataclass
+class Hits:
+    """How many targets were the most likely token, added up where a loss is computed. A tensor, so that a GPU need
+    not be waited for."""
+
+    right: Tensor | int = 0
+
+    def count(self, logits_NV: Tensor, target_N: Tensor) -> None:
+        """logits_NV may be shifted by any number for each row."""
+        self.right = self.right + (logits_NV.detach().argmax(1) == target_N).sum()
+
+
+def linear_cross_entropy(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, hits: Hits | None = None) -> Tensor:
+    """Sum over N of -log softmax(hidden W')[target], in nats, float32. hits: counts the targets that are likeliest."""
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, target_N, hits)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -34,9 +47,9 @@ def chosen_logits(hidden_NH: Tensor, weight_VH: Tensor, allowed_NK: Tensor) -> T
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, hits: Hits | None) -> Tensor:
         rows = max(LEAST_ROWS, SLICE_ELEMENTS // len(weight_VH))
-        want_hidden, want_weight, _ = ctx.needs_input_grad
+        want_hidden, want_weight, *_ = ctx.needs_input_grad
         grad_NH = torch.empty_like(hidden_NH) if want_hidden else None
         grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if want_weight else None
         total = hidden_NH.new_zeros((), dtype=torch.float32)
@@ -44,6 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden, target = hidden_NH[start : start + rows], target_N[start : start + rows, None]
             raw = hidden @ weight_VH.T
             p = raw.float()
+            if hits is not None:
+                hits.count(p, target[:, 0])
             p -= p.amax(1, keepdim=True)
             chosen = p.gather(1, target)
             scale = p.exp_().sum(1, keepdim=True)
@@ -61,11 +76,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_NH, grad_VH = ctx.saved_tensors
         scale = grads[0]
         return (
             None if grad_NH is None else grad_NH * scale.to(grad_NH.dtype),
             None if grad_VH is None else grad_VH * scale.to(grad_VH.dtype),
+            None,
             None,
         )

@@ -11,11 +11,11 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,10 @@ from afina.training.loss import unwrap
 from afina.training.passes import Passes
 from afina.training.recorder import Recorder, read_metrics
 from afina.training.settings import Settings
+from afina.training.watch import TrainingStopped, Watcher
+
+if TYPE_CHECKING:  # transformers' Trainer takes seconds to import
+    from afina.training.trainer import Sitting, Updates
 
 FREE = ("notes", "logging_steps", "torch_compile")  # may change between the parts of a continued training
 CHECKPOINTS, METRICS, RESULT, IDENTITY = "checkpoints", "metrics.jsonl", "training.json", "identity.json"
@@ -69,16 +73,63 @@ def train(
     seed: int,
     report_to: Sequence[str] = (),
     label: str = "training",
+    watcher: Watcher | None = None,
 ) -> TrainResult:
     """Train `loaded` in place and leave `folder`/adapter or `folder`/model, metrics.jsonl and training.json.
 
     The same call after a kill continues; after the end it only loads the result. Afterwards `loaded` is in
     evaluation mode with the best weights. Uses and seeds the global random generators.
-    Raises MachineError (disk, absent library), RunError (the folder holds another training).
+
+    watcher: follows every step. With one, the last step's weights are the result, not the best by validation, and a
+    checkpoint is written at every epoch's end and every half minute.
+    Raises MachineError (disk, absent library), RunError (the folder holds another training), TrainingStopped (the
+    watcher asked for it).
+    """
+    require_reporters(report_to)
+
+    def make(sitting: Sitting) -> Updates:
+        from afina.training.trainer import StepTrainer
+
+        passes = Passes(loaded, settings)  # which short ways hold for this model
+        schedule = Schedule(
+            train_set,
+            settings.total_steps,
+            batch_size=settings.per_device_train_batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+            group_by_length=settings.group_by_length,
+            seed=seed,
+            layout=passes.layout,
+        )
+        validation = micro_batches(validation_set, settings.per_device_train_batch_size, passes.layout)
+        return StepTrainer(sitting, schedule, validation, passes)
+
+    told = [_tokens_digest(train_set), _tokens_digest(validation_set)]
+    evaluate = bool(validation_set) and watcher is None
+    return carry_out(
+        loaded, settings, make, folder, seed, told, report_to=report_to, label=label, watcher=watcher, evaluate=evaluate
+    )
+
+
+def carry_out(
+    loaded: LoadedModel,
+    settings: Settings,
+    make: Callable[[Sitting], Updates],
+    folder: Path,
+    seed: int,
+    told: Sequence[Any],
+    *,
+    report_to: Sequence[str] = (),
+    label: str = "training",
+    watcher: Watcher | None = None,
+    evaluate: bool = False,
+) -> TrainResult:
+    """`train`, whatever is learned. make: its trainer, from the model prepared for training.
+
+    told: what, beside settings and seed, says which training this is. evaluate: measure now and then on validation,
+    and keep the best weights.
     """
     no_telemetry()
-    require_reporters(report_to)
-    _open_folder(folder, loaded, settings, train_set, validation_set, seed)
+    _open_folder(folder, loaded, settings, seed, told)
     import transformers
 
     with quiet():
@@ -89,7 +140,10 @@ def train(
         restore_weights(loaded, target)
         _rest(loaded)
         return _read_result(folder)
-    result = _run(loaded, settings, train_set, validation_set, folder, seed, report_to, label)
+    options = _arguments(
+        settings, folder / CHECKPOINTS, seed, report_to, evaluate=evaluate, watched=watcher is not None
+    )
+    result = _run(loaded, settings, make, folder, label, watcher, options)
     with checkpoints.staged(target) as staging, quiet():
         save_final(loaded, settings, staging)
     restore_weights(loaded, target)  # what is evaluated next is what was written, its rounding included
@@ -102,44 +156,29 @@ def train(
 def _run(
     loaded: LoadedModel,
     settings: Settings,
-    train_set: Sequence[Encoded],
-    validation_set: Sequence[Encoded],
+    make: Callable[[Sitting], Updates],
     folder: Path,
-    seed: int,
-    report_to: Sequence[str],
     label: str,
+    watcher: Watcher | None,
+    options: dict[str, Any],
 ) -> TrainResult:
-    from afina.training.trainer import StepTrainer, out_of_patience
+    from afina.training.trainer import Sitting, out_of_patience
 
-    # 1. Which short ways hold for this model.
-    passes = Passes(loaded, settings)
-    schedule = Schedule(
-        train_set,
-        settings.total_steps,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-        group_by_length=settings.group_by_length,
-        seed=seed,
-        layout=passes.layout,
-    )
-    validation = micro_batches(validation_set, settings.per_device_train_batch_size, passes.layout)
-
-    # 2. From the last whole checkpoint, if there is one.
+    # From the last whole checkpoint, if there is one.
     home = folder / CHECKPOINTS
     done = checkpoints.complete(home)
     state = read_json(done[-1][1] / "trainer_state.json") if done else {}
     from_step = done[-1][0] if done else 0
     recorder = Recorder(folder / METRICS, label, settings.total_steps, from_step)
-    arguments = _arguments(settings, home, seed, report_to, has_validation=bool(validation))
     torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+    trainer: Updates | None = None
     try:
         with quiet():
-            trainer = StepTrainer(loaded, settings, schedule, validation, home, recorder, passes, arguments)
-            trainer.label_names = []
-            stopped = from_step >= settings.total_steps or out_of_patience(
+            trainer = make(Sitting(loaded, settings, home, recorder, options, watcher))
+            over = from_step >= settings.total_steps or out_of_patience(
                 state.get("log_history", []), state.get("best_global_step"), settings.early_stopping_patience
             )
-            if stopped:  # killed between the last step and the final save
+            if over:  # killed between the last step and the final save
                 best = state.get("best_global_step") or from_step
                 restore_weights(loaded, checkpoints.checkpoint_path(home, best))
                 loss, steps = state.get("best_metric"), from_step
@@ -149,10 +188,14 @@ def _run(
                 loss, steps = trainer.state.best_metric, trainer.state.global_step
     finally:
         recorder.close()
-        passes.close()
+        if trainer is not None:
+            trainer.close()
+    assert trainer is not None, "made, or an error is on its way"
+    if watcher is not None and steps < settings.total_steps:
+        raise TrainingStopped(steps)
     return TrainResult(
         steps=steps,
-        epochs=round(steps / schedule.steps_per_epoch, 4),
+        epochs=round(steps / trainer.plan.steps_per_epoch, 4),
         train_seconds=round(recorder.elapsed_s, 3),
         best_step=best,
         best_validation_loss=loss,
@@ -162,7 +205,7 @@ def _run(
         weights="adapter" if loaded.has_adapter else "model",
         history=recorder.rows,
         settings=settings.to_json(),
-        notes=(*settings.notes, *passes.notes),
+        notes=(*settings.notes, *trainer.notes),
     )
 
 
@@ -222,17 +265,10 @@ def _rest(loaded: LoadedModel) -> None:
         unwrap(loaded.model).activation_checkpointing_disable()
 
 
-def _open_folder(
-    folder: Path,
-    loaded: LoadedModel,
-    settings: Settings,
-    train_set: Sequence[Encoded],
-    validation_set: Sequence[Encoded],
-    seed: int,
-) -> None:
+def _open_folder(folder: Path, loaded: LoadedModel, settings: Settings, seed: int, told: Sequence[Any]) -> None:
     """Make the folder, or check that it holds this very training."""
     kept = {k: v for k, v in settings.to_json().items() if k not in FREE}
-    identity = digest([kept, seed, loaded.has_adapter, _tokens_digest(train_set), _tokens_digest(validation_set)])
+    identity = digest([kept, seed, loaded.has_adapter, *told])
     ensure_folder(folder)
     note = folder / IDENTITY
     if note.exists() and read_json(note)["identity"] != identity:
@@ -245,7 +281,12 @@ def _open_folder(
 
 
 def _tokens_digest(examples: Sequence[Encoded]) -> str:
-    return digest([[e.input_ids, e.num_prompt, sorted(e.choices.items())] for e in examples])
+    return digest([_told(example) for example in examples])
+
+
+def _told(example: Encoded) -> list[Any]:
+    learned = [] if example.trained_at is None else [example.trained_at]
+    return [example.input_ids, example.num_prompt, sorted(example.choices.items()), *learned]
 
 
 def _read_result(folder: Path) -> TrainResult:
@@ -254,39 +295,40 @@ def _read_result(folder: Path) -> TrainResult:
     return TrainResult(**raw)
 
 
-def _arguments(settings: Settings, home: Path, seed: int, report_to: Sequence[str], *, has_validation: bool) -> Any:
-    from transformers import TrainingArguments
-
+def _arguments(
+    settings: Settings, home: Path, seed: int, report_to: Sequence[str], *, evaluate: bool, watched: bool
+) -> dict[str, Any]:
+    """transformers' TrainingArguments. watched: checkpoints are written when the watcher's rules say so."""
     optim = "adamw_torch_fused" if settings.optim == "adamw_torch" else settings.optim
     optim = {"adamw_8bit": "adamw_bnb_8bit"}.get(optim, optim)
-    return TrainingArguments(
-        output_dir=str(home),
-        max_steps=settings.total_steps,
-        num_train_epochs=1,
-        per_device_train_batch_size=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=round(settings.warmup_ratio * settings.total_steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=optim,
-        use_liger_kernel=settings.use_liger_kernel,
-        fp16=settings.compute_dtype == "float16",
-        eval_strategy="no" if not has_validation else "steps",
-        eval_steps=settings.eval_steps if has_validation else None,
-        save_strategy="steps",
-        save_steps=settings.eval_steps,
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_calibrated_loss" if has_validation else None,
-        greater_is_better=False if has_validation else None,
-        logging_strategy="steps",
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=list(report_to) or "none",
-        use_cpu=settings.device == "cpu",
-        seed=seed,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-    )
+    return {
+        "output_dir": str(home),
+        "max_steps": settings.total_steps,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 1,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": round(settings.warmup_ratio * settings.total_steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": optim,
+        "use_liger_kernel": settings.use_liger_kernel,
+        "fp16": settings.compute_dtype == "float16",
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": settings.eval_steps if evaluate else None,
+        "save_strategy": "no" if watched else "steps",
+        "save_steps": settings.eval_steps,
+        "load_best_model_at_end": evaluate,
+        "metric_for_best_model": "eval_calibrated_loss" if evaluate else None,
+        "greater_is_better": False if evaluate else None,
+        "logging_strategy": "steps",
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": list(report_to) or "none",
+        "use_cpu": settings.device == "cpu",
+        "seed": seed,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+    }

@@ -20,7 +20,7 @@ import torch
 
 from afina.engine.encoded import Encoded
 from afina.training.collate import Layout, MicroBatch, collate
-from afina.training.fused_loss import chosen_logits, linear_cross_entropy
+from afina.training.fused_loss import Hits, chosen_logits, linear_cross_entropy
 
 LogitsAt = Callable[[Any, MicroBatch], torch.Tensor]
 
@@ -72,34 +72,41 @@ def logits_full(model: Any, batch: MicroBatch) -> torch.Tensor:
     return logits_BTV.flatten(0, 1)[batch.source_N]
 
 
-def loss_sum(model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None) -> torch.Tensor:
+def loss_sum(
+    model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None, hits: Hits | None = None
+) -> torch.Tensor:
     """Sum of the cross-entropies of a MicroBatch, in nats, float32. logits_at: None for the fused head."""
-    open_sum, logits_MK, chosen_M = loss_parts(model, batch, logits_at)
+    open_sum, logits_MK, chosen_M = loss_parts(model, batch, logits_at, hits)
     return open_sum + (logits_MK.logsumexp(1) - chosen_M).sum()
 
 
 def loss_parts(
-    model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None
+    model: Any, batch: MicroBatch, logits_at: LogitsAt | None = None, hits: Hits | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sum of the losses over the whole vocabulary, allowed logits_MK, gold logits_M of the finite choices).
 
     logits_at: where the logits come from; None for the fused head, which never holds all of them.
+    hits: counts the trained tokens that were the most likely of the allowed ones.
     """
     is_open_N = torch.ones_like(batch.target_N, dtype=torch.bool)
     is_open_N[batch.finite_M] = False
     open_target = batch.target_N[is_open_N]
     if logits_at is None:
         hidden_NH, head = hidden_at(model, batch), unwrap(model).get_output_embeddings()
-        open_sum = linear_cross_entropy(hidden_NH[is_open_N], head.weight, open_target)
+        open_sum = linear_cross_entropy(hidden_NH[is_open_N], head.weight, open_target, hits)
         allowed_MK = chosen_logits(hidden_NH[batch.finite_M], head.weight, batch.allowed_MK)
     else:
         logits_NV = logits_at(model, batch).float()
         open_sum = torch.nn.functional.cross_entropy(logits_NV[is_open_N], open_target, reduction="sum")
+        if hits is not None:
+            hits.count(logits_NV[is_open_N], open_target)
         allowed_MK = logits_NV[batch.finite_M].gather(1, batch.allowed_MK.clamp(min=0))
     if not len(batch.finite_M):
         return open_sum, allowed_MK.new_zeros(0, 1), allowed_MK.new_zeros(0)
     logits_MK = allowed_MK.masked_fill(batch.allowed_MK < 0, float("-inf"))
     is_chosen_MK = batch.allowed_MK == batch.target_N[batch.finite_M].unsqueeze(1)
+    if hits is not None:
+        hits.count(logits_MK, is_chosen_MK.int().argmax(1))
     return open_sum, logits_MK, allowed_MK[is_chosen_MK]
 
 

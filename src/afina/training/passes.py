@@ -16,6 +16,7 @@ from afina.engine.loader import LoadedModel
 from afina.training.collate import Layout, Step
 from afina.training.compiled import CompiledLayers
 from afina.training.fused import Group, fuse, reseed, unfuse
+from afina.training.fused_loss import Hits
 from afina.training.loss import (
     LogitsAt,
     head_is_plain,
@@ -85,10 +86,10 @@ class Passes:
         if causal.config._attn_implementation != implementation:
             causal.set_attn_implementation(implementation)
 
-    def learn(self, step: Step, backward: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+    def learn(self, step: Step, backward: Callable[[torch.Tensor], Any], hits: Hits | None = None) -> torch.Tensor:
         """Gradients of the mean loss over the step's trained tokens; that mean, in nats, detached.
 
-        backward: what is called with the loss of each micro-batch.
+        backward: what is called with the loss of each micro-batch. hits: counts the trained tokens that were likeliest.
         """
         self.model.train()
         total = torch.zeros((), device=self.device)
@@ -96,7 +97,7 @@ class Passes:
             reseed(self.groups)
             with self.compiled.training() if self.compiled else contextlib.nullcontext():
                 with self.autocast():
-                    loss = loss_sum(self.model, batch.to(self.device), self.logits_at) / step.num_trained
+                    loss = loss_sum(self.model, batch.to(self.device), self.logits_at, hits) / step.num_trained
                 backward(loss)
             total += loss.detach()
         return total

@@ -124,6 +124,38 @@ def resolve(
     return replace(settings, notes=tuple(notes))
 
 
+def resolve_batch(
+    train: TrainConfig,
+    facts: ModelFacts,
+    lengths: Sequence[int],
+    machine: Machine,
+    shared: int = 0,
+    *,
+    batch_size: int,
+) -> Settings:
+    """`resolve` for updates of exactly `batch_size` examples: in the largest equal micro-batches that suit the machine.
+
+    train.per_device_train_batch_size: the most that a micro-batch may hold. Raises RecipeError.
+    """
+    most = train.per_device_train_batch_size if isinstance(train.per_device_train_batch_size, int) else batch_size
+    mean = sum(lengths) / max(1, len(lengths))
+    for size in range(min(most, batch_size), 0, -1):
+        if batch_size % size:
+            continue
+        changes: dict[str, Any] = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": batch_size // size,
+        }
+        if size > 1:  # smaller micro-batches cost least, so what saves memory otherwise comes after them
+            changes |= {"gradient_checkpointing": False} if train.gradient_checkpointing == "auto" else {}
+            changes |= {"dequantize": True} if train.dequantize == "auto" and not machine.gpus else {}
+        settings = resolve(train.model_copy(update=changes), facts, lengths, machine, shared)
+        in_cache = machine.gpus or size * mean <= MICRO_BATCH_TOKENS[settings.finetuning_type]
+        if size == 1 or (in_cache and estimate(settings, facts, lengths).peak <= machine.training_bytes * USABLE):
+            return settings
+    raise AssertionError("1 divides every batch size")
+
+
 def adapt_settings(settings: Settings, adapt: AdaptConfig, num_examples: int) -> Settings:
     """Settings of plain language modelling on unlabelled text, before the task is learned."""
     changed = replace(

@@ -1,0 +1,307 @@
+"""A real server, a real trainer on afina/nano, and kills.
+
+Three kills in the ordinary run; AFINA_FAULTS=20 for twenty. Every job ends as succeeded, with each event once, and its
+models answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from job_material import BASE, chat_lines, wait_for
+
+pytestmark = pytest.mark.slow
+KEY = "sk-afina-faults"
+FAULTS = int(os.environ.get("AFINA_FAULTS", "3"))
+STARTS_WITHIN_S, ENDS_WITHIN_S = 120.0, 900.0
+
+
+@dataclass
+class Server:
+    """`afina serve` as a process that may be killed and started again, on a port that stays."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "afina", "serve", "--port", str(self.port), "--data-dir", str(self.folder)]
+        environment = {**os.environ, "AFINA_API_KEY": KEY, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with (self.folder.parent / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("Afina serves "), (line, (self.folder.parent / "server.log").read_text()[-2000:])
+        self.port = int(line.split("127.0.0.1:")[1].split("/")[0])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout=60)
+
+    def trainer(self, job_id: str) -> int | None:
+        """The number of the job's process, if one lives."""
+        try:
+            pid = int((self.folder / "jobs" / job_id / "lock").read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def steps(self, job_id: str) -> int:
+        log = self.folder / "jobs" / job_id / "log.jsonl"
+        return log.read_text().count('"kind": "step"') if log.exists() else 0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Generator[Server]:
+    server = Server(tmp_path / "data", 0)
+    server.folder.mkdir()
+    server.start()
+    yield server
+    assert server.process is not None
+    if server.process.poll() is None:
+        server.stop()
+    for job in (server.folder / "jobs").iterdir():  # nothing of a failed test runs on
+        if (pid := server.trainer(job.name)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def sdk(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0, timeout=120)
+
+
+def upload(sdk: openai.OpenAI, content: str) -> str:
+    return sdk.files.create(file=("train.jsonl", content.encode()), purpose="fine-tune").id
+
+
+def until(sdk: openai.OpenAI, job_id: str, *wanted: str, timeout_s: float = ENDS_WITHIN_S) -> Any:
+    def found() -> Any:
+        try:
+            job = sdk.fine_tuning.jobs.retrieve(job_id)
+        except (openai.APIConnectionError, openai.InternalServerError):
+            return None
+        assert job.status not in {"failed", "cancelled"} - set(wanted), job.error
+        return job if job.status in wanted else None
+
+    return wait_for(found, timeout_s, 0.2)
+
+
+def check_events(sdk: openai.OpenAI, job_id: str, total_steps: int, per_epoch: int, warnings: bool = False) -> None:
+    """The full list, each event once."""
+    events = list(sdk.fine_tuning.jobs.list_events(job_id, limit=100))[::-1]
+    if not warnings:
+        assert [event.message for event in events if event.level == "warn"] == []
+    told = [event for event in events if event.level == "info" and event.message not in STATES]
+    steps = [event.data["step"] for event in told if event.type == "metrics"]
+    assert steps == list(range(1, total_steps + 1))
+    rest = [event.message.split(":")[0] for event in told if event.type != "metrics"]
+    checkpoints = [f"Checkpoint created at step {s} with Snapshot ID" for s in range(per_epoch, total_steps, per_epoch)]
+    assert rest == [
+        "Created fine-tuning job",
+        "Validating training file",
+        "Files validated, moving job to queued state",
+        "Fine-tuning job started",
+        *checkpoints,
+        "New fine-tuned model created",
+        "The job has successfully completed",
+    ]
+
+
+STATES = {"The job was paused", "The job was resumed", "The job was cancelled"}
+
+
+def check_usable(sdk: openai.OpenAI, job: Any) -> None:
+    """The model and its checkpoints answer; the result file is whole; nothing is there twice."""
+    names = [one.fine_tuned_model_checkpoint for one in sdk.fine_tuning.jobs.checkpoints.list(job.id)]
+    assert names[0] == job.fine_tuned_model
+    for name in names:
+        answer = sdk.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "Polaridade de: o produto 3 agradou"}], max_tokens=8
+        )
+        assert answer.model == name
+        assert answer.choices[0].finish_reason in ("stop", "length")
+    assert sum(model.id.startswith("ft:") for model in sdk.models.list()) == len(names)
+    assert [file.id for file in sdk.files.list(purpose="fine-tune-results")] == job.result_files
+
+
+# -- kills -------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI) -> None:
+    chance = random.Random(20261122 + FAULTS)
+    epochs, examples, batch = 3 + FAULTS, 40, 4
+    file_id = upload(sdk, chat_lines(examples))
+    asked: Any = {"n_epochs": epochs, "batch_size": batch}
+    job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id, hyperparameters=asked, suffix="kill").id
+    per_epoch = examples // batch
+    done: list[str] = []
+    for number in range(FAULTS):
+        victim = ("server", "trainer", "both")[number % 3]
+        # Three deaths of the trainer without a step between them are a failure by design.
+        before = server.steps(job_id)
+        wait_for(lambda before=before: server.steps(job_id) > before, ENDS_WITHIN_S, 0.01)
+        time.sleep(chance.random() * 2)
+        if victim in ("server", "both"):
+            server.kill()
+        if victim in ("trainer", "both") and (pid := server.trainer(job_id)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if victim != "trainer":
+            time.sleep(chance.random())
+            server.start()
+        done.append(victim)
+        if sdk.fine_tuning.jobs.retrieve(job_id).status == "succeeded":
+            break
+    job = until(sdk, job_id, "succeeded")
+    assert len(done) == FAULTS, f"the job was over after {done}"
+    check_events(sdk, job_id, per_epoch * epochs, per_epoch, warnings=True)
+    check_usable(sdk, job)
+    assert job.trained_tokens % epochs == 0
+    wait_for(lambda: not (server.folder / "jobs" / job_id / "train").exists())
+    assert sorted(path.name for path in (server.folder / "jobs" / job_id / "models").iterdir()) == sorted(
+        f"step-{per_epoch * epoch}" for epoch in range(epochs - 2, epochs + 1)
+    )
+
+
+def test_shutdown_and_start_go_on_without_a_warning(server: Server, sdk: openai.OpenAI) -> None:
+    file_id = upload(sdk, chat_lines(20))
+    asked: Any = {"n_epochs": 4, "batch_size": 2}
+    job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id, hyperparameters=asked).id
+    wait_for(lambda: server.steps(job_id) > 3, ENDS_WITHIN_S)
+    assert server.stop() == 0
+    wait_for(lambda: server.trainer(job_id) is None, 60)
+    assert '"kind": "stopped"' in (server.folder / "jobs" / job_id / "log.jsonl").read_text()
+    server.start()
+    assert sdk.fine_tuning.jobs.retrieve(job_id).status == "running"
+    job = until(sdk, job_id, "succeeded")
+    check_events(sdk, job_id, 40, 10)
+    check_usable(sdk, job)
+
+
+# -- states of real jobs -----------------------------------------------------------------------------------------
+
+
+def test_real_job_pauses_resumes_cancels_and_chains(server: Server, sdk: openai.OpenAI) -> None:
+    file_id = upload(sdk, chat_lines(20))
+    asked: Any = {"n_epochs": 3, "batch_size": 2}
+    first = sdk.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=file_id, hyperparameters=asked).id
+    queued = sdk.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=file_id, hyperparameters=asked).id
+    # 1. One at a time.
+    wait_for(lambda: server.steps(first) > 2, ENDS_WITHIN_S)
+    assert sdk.fine_tuning.jobs.retrieve(queued).status == "queued"
+    # 2. A pause frees the place within seconds; the other job starts.
+    assert sdk.fine_tuning.jobs.pause(first).status == "paused"
+    wait_for(lambda: server.trainer(first) is None, 20)
+    until(sdk, queued, "running", timeout_s=20)
+    # 3. A cancelled job ends within seconds.
+    wait_for(lambda: server.steps(queued) > 0, ENDS_WITHIN_S)
+    assert sdk.fine_tuning.jobs.cancel(queued).status == "cancelled"
+    wait_for(lambda: server.trainer(queued) is None, 5)
+    # 4. The paused one goes on where it was.
+    steps = server.steps(first)
+    assert sdk.fine_tuning.jobs.resume(first).status == "queued"
+    job = until(sdk, first, "succeeded")
+    assert server.steps(first) < steps + 31, "it began anew"
+    check_events(sdk, first, 30, 10)
+    # 5. A second round on the first model, with its own base in the name.
+    second = sdk.fine_tuning.jobs.create(
+        model=job.fine_tuned_model,
+        training_file=file_id,
+        hyperparameters={"n_epochs": 1, "batch_size": 8},
+        suffix="two",
+    )
+    done = until(sdk, second.id, "succeeded")
+    assert done.fine_tuned_model.startswith(f"ft:{BASE}:afina:two:")
+    answer = sdk.chat.completions.create(
+        model=done.fine_tuned_model, messages=[{"role": "user", "content": "Bom dia"}], max_tokens=4
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 4
+
+
+def preference_lines(count: int) -> str:
+    rows = []
+    for i in range(count):
+        asked = [{"role": "user", "content": f"Polaridade de: o produto {i} agradou"}]
+        good, bad = ({"role": "assistant", "content": text} for text in ("positivo", "negativo"))
+        rows.append({"input": {"messages": asked}, "preferred_output": [good], "non_preferred_output": [bad]})
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_preferences_and_completions_train_and_answer(server: Server, sdk: openai.OpenAI) -> None:
+    numbers: Any = {"n_epochs": 1, "batch_size": 5, "beta": 0.2}
+    preferences = sdk.fine_tuning.jobs.create(
+        model="gpt-4.1-nano",
+        training_file=upload(sdk, preference_lines(10)),
+        method={"type": "dpo", "dpo": {"hyperparameters": numbers}},
+    )
+    lines = "".join(json.dumps({"prompt": f"{i} + 1 =", "completion": f" {i + 1}"}) + "\n" for i in range(10))
+    completions = sdk.fine_tuning.jobs.create(
+        model="davinci-002", training_file=upload(sdk, lines), hyperparameters={"n_epochs": 1, "batch_size": 5}
+    )
+    done = until(sdk, preferences.id, "succeeded")
+    check_events(sdk, preferences.id, 2, 2)
+    assert done.method.dpo.hyperparameters.beta == 0.2
+    checkpoint = sdk.fine_tuning.jobs.checkpoints.list(preferences.id).data[0]
+    assert checkpoint.to_dict()["metrics"]["type"] == "dpo"  # type: ignore[index]
+    chat = sdk.chat.completions.create(
+        model=done.fine_tuned_model, messages=[{"role": "user", "content": "Bom dia"}], max_tokens=4
+    )
+    assert chat.model == done.fine_tuned_model
+    told = until(sdk, completions.id, "succeeded")
+    answer = sdk.completions.create(model=told.fine_tuned_model, prompt="3 + 1 =", max_tokens=4)
+    assert answer.model == told.fine_tuned_model
+
+
+def test_bad_files_fail_over_the_wire(server: Server, sdk: openai.OpenAI) -> None:
+    lines = chat_lines(120).splitlines()
+    row = json.loads(lines[99])
+    del row["messages"][1]["role"]
+    lines[99] = json.dumps(row)
+    wanted = {
+        chat_lines(7): "Training file has 7 example(s), but must have at least 10 examples",
+        "\n".join(lines): "The job failed due to an invalid training file. Invalid file format. Example 100, message 2 "
+        "Discriminator 'role' is missing in value",
+    }
+    for content, message in wanted.items():
+        job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=upload(sdk, content)).id
+        job = until(sdk, job_id, "failed", timeout_s=30)
+        assert job.error.message == message
+        assert next(iter(sdk.fine_tuning.jobs.list_events(job_id))).message == message
+    # Deleted while it waits in the queue.
+    busy = sdk.fine_tuning.jobs.create(model=BASE, training_file=upload(sdk, chat_lines(10))).id
+    file_id = upload(sdk, chat_lines(10))
+    job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id).id
+    until(sdk, job_id, "queued", timeout_s=30)
+    assert sdk.files.delete(file_id).deleted
+    sdk.fine_tuning.jobs.cancel(busy)
+    assert until(sdk, job_id, "failed", timeout_s=60).error.code == "deleted_training_file"
+    assert httpx.get(f"{server.url}/files/{file_id}", headers={"Authorization": f"Bearer {KEY}"}).status_code == 404
