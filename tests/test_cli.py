@@ -23,6 +23,8 @@ from afina.pipeline import DEMO_RECIPE
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = ["init", "schema", "plan", "prepare", "train", "evaluate", "run", "predict", "report", "demo", "doctor"]
+VERBS += ["serve", "rescue"]
+GROUPS = {"keys": ["create", "list", "revoke"], "jobs": ["list", "show", "events", "cancel", "pause", "resume"]}
 HEAVY = ("torch", "transformers", "peft", "polars", "sklearn", "scipy", "matplotlib", "numpy")
 
 
@@ -33,13 +35,20 @@ def test_help_names_every_verb() -> None:
     outcome = afina("--help")
     assert outcome.code == 0
     listed = re.findall(r"^  (\w+)  ", outcome.out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == VERBS
+    assert listed == [*VERBS, *GROUPS]
     assert "..." not in outcome.out.partition("Commands:")[2]  # each fits on its line
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_help_of_a_group_names_its_verbs(group: str) -> None:
+    outcome = afina(group, "--help")
+    assert outcome.code == 0
+    assert re.findall(r"^  (\w+)  ", outcome.out.partition("Commands:")[2], re.MULTILINE) == GROUPS[group]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *(f"{group} {verb}" for group in GROUPS for verb in GROUPS[group])])
 def test_help_of_a_verb_shows_an_example(verb: str) -> None:
-    outcome = afina(verb, "--help")
+    outcome = afina(*verb.split(), "--help")
     assert outcome.code == 0
     assert f"Example: afina {verb}" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= WIDTH
@@ -57,7 +66,7 @@ def test_the_examples_of_the_helps_are_complete() -> None:
             elif "=" in word:
                 seen += 1
                 assert word.partition("=")[0] in known_keys()
-    assert seen == 9
+    assert seen == 14
 
 
 def test_nothing_and_version() -> None:

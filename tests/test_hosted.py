@@ -159,7 +159,8 @@ def test_prepare_needs_no_provider(tmp_path: Path) -> None:
     outcome = afina("prepare", hosted_recipe(tmp_path, "openai"), "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
-    assert report["splits"] == {"train": 28, "validation": 4, "test": 8}
+    assert report["splits"]["train"] == 28
+    assert sum(report["splits"].values()) == 40
     assert report["lengths"]["max_length"] == 65_536
 
 

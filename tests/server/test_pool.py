@@ -41,7 +41,7 @@ def adapter(folder: Path, seed: int) -> Path:
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.6)
     tuned.peft_config["default"].base_model_name_or_path = "afina/nano"  # type: ignore[union-attr]
     tuned.save_pretrained(str(folder))
     save_base_spec(folder, BaseSpec("afina/nano"))
@@ -239,16 +239,16 @@ def test_a_failed_load_is_tried_again(pool: ModelPool, monkeypatch: pytest.Monke
 
 
 def test_memory_stays_within_its_budget(root: Path, store: Store) -> None:
-    nano_bytes = 4 * 9_900_000
+    nano_bytes = Weights(BaseSpec("afina/nano")).num_bytes
     config = ServerConfig(
-        memory_budget_bytes=nano_bytes + 2 * 2**20, aliases={"other": Alias(base_model=str(root / "jobs/w1"))}
+        memory_budget_bytes=nano_bytes + 2**20, aliases={"other": Alias(base_model=str(root / "jobs/w1"))}
     )
     pool = ModelPool(config, store, Places(root))
     try:
         held = pool.get("ft:a0")
         first = say(held)
         say(pool.get("ft:w0"))
-        assert loaded(pool) == {"jobs/a0"}  # w0 went when nobody used it, for `other` cannot be known before
+        assert loaded(pool) == {"jobs/a0"}  # w0 had no room, and went when nobody used it
         say(pool.get("other"))
         assert say(held) == first  # in use, it was never unloaded
         del held
@@ -264,6 +264,8 @@ def test_memory_stays_within_its_budget(root: Path, store: Store) -> None:
 
 def loaded(pool: ModelPool) -> set[str]:
     root = pool.places.root
+    while any(future.result().batcher.busy for future in pool._engines.values()):
+        time.sleep(0.01)  # an answer is told of its end before its row is free
     pool._make_room(0)
     names = [str(t.adapter or t.spec.name) for t in pool._engines]
     return {str(Path(name).relative_to(root)) if name.startswith(str(root)) else name for name in names}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 jobs = typer.Typer(
     name="jobs",
-    help="Fine-tuning jobs at a provider: OpenAI, Azure, or any server that speaks their API.",
+    help="Fine-tuning jobs at OpenAI, Azure, or another provider.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -90,10 +90,11 @@ class Mailbox:
                 self._woken = False
                 waiting, self._waiting, self._bytes = self._waiting, {}, 0
                 error = self._error
+            if error is not None:
+                self._event.set()  # it comes behind the text, and again to whoever asks again
             if waiting:
                 return [Piece(index, _joined(deltas)) for index, deltas in sorted(waiting.items())]
             if error is not None:
-                self._event.set()  # whoever asks again is told again
                 raise error
 
 

@@ -211,7 +211,7 @@ class Output:
                 }
             )
             yield "response.output_item.added", {"output_index": 0, "item": {**self.items[0], "content": []}}
-            part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
+            part: dict[str, Any] = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
             self.items[0]["content"] = [part]
             yield "response.content_part.added", {**self._at(), "part": {**part, "logprobs": []}}
         part = self.items[0]["content"][0]

@@ -18,21 +18,14 @@ MOST_PROPERTIES, MOST_DEPTH_OF_OBJECTS, MOST_ENUM_VALUES, MOST_CHARACTERS = 5000
 
 TOLERATED = {"title", "default", "$schema", "description", "examples", "$id", "$comment", "deprecated"}
 STRUCTURE = {
-    "type",
-    "properties",
-    "required",
-    "additionalProperties",
-    "items",
-    "anyOf",
-    "enum",
-    "const",
-    "$ref",
-    "$defs",
-}
-STRUCTURE |= {"definitions"}
+    "type", "properties", "required", "additionalProperties", "items", "anyOf", "enum", "const", "$ref", "$defs",
+    "definitions",
+}  # fmt: skip
 # Kept for a base model, refused for a fine-tuned one, as the platform does.
-RANGES = {"minLength", "maxLength", "pattern", "format", "minimum", "maximum", "multipleOf", "minItems", "maxItems"}
-RANGES |= {"exclusiveMinimum", "exclusiveMaximum"}
+RANGES = {
+    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "multipleOf", "minItems", "maxItems",
+}  # fmt: skip
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 

@@ -7,6 +7,7 @@ adapters. Whoever changes anything holds `lock`. Knows nothing of names or reque
 from __future__ import annotations
 
 import threading
+import warnings
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,11 @@ class Weights:
 
     def remove(self, name: str) -> None:
         self.activate(None)
-        self._peft.delete_adapter(name)
-        if not self._peft.peft_config:
-            self.model, self._peft = self._peft.base_model.unload(), None
-            self._active = None
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT makes another adapter the active one, and says so
+            self._peft.delete_adapter(name)
+            if not self._peft.peft_config:
+                self.model, self._peft = self._peft.base_model.unload(), None
 
     def activate(self, name: str | None) -> None:
         """Speak with this adapter, or as the base itself."""
