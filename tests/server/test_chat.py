@@ -71,6 +71,21 @@ def test_tokens_are_limited(lite: Api) -> None:
     assert long.status_code == 200, "more than the context is what the context leaves"
 
 
+def test_the_servers_own_limit_of_tokens_holds(make_api: Any) -> None:
+    api = make_api(max_completion_tokens=4)
+    for asked in ({"max_completion_tokens": None}, {"max_completion_tokens": 500}):
+        body = chat(api, logit_bias={"1": -100}, **asked).json()
+        assert body["usage"]["completion_tokens"] == 4
+        assert body["choices"][0]["finish_reason"] == "length"
+
+
+def test_more_choices_than_rows_are_all_answered(make_api: Any) -> None:
+    api = make_api(max_rows=2, max_waiting=2)
+    body = chat(api, n=9, max_completion_tokens=3)
+    assert body.status_code == 200, body.text
+    assert [choice["index"] for choice in body.json()["choices"]] == list(range(9))
+
+
 def test_greedy_answers_repeat_and_seeds_do(lite: Api) -> None:
     greedy = [chat(lite).json()["choices"][0]["message"]["content"] for _ in range(2)]
     assert greedy[0] == greedy[1]

@@ -15,6 +15,9 @@ from afina.engine.reading import OwnMemory, Reader, RowMemory, Scores
 from afina.engine.rowcache import SlotCache
 
 
+RESTING_BYTES = 16 * 2**20  # of a cache without rows, which the next ones find ready
+
+
 class Bed(Protocol):
     """reuses: whether what was read can be copied out and in."""
 
@@ -84,7 +87,8 @@ class SharedBed:
             self._cache.put(slot, held, length)
 
     def clear(self) -> None:
-        self._cache.clear()
+        if self._cache.num_bytes > RESTING_BYTES:
+            self._cache.clear()
 
 
 class ApartBed:

@@ -54,7 +54,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         self.sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        # numpy takes no negative seed.
+        self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
         self._penalises = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._seen: set[int] = set()
         self._shift: np.ndarray | None = None  # added to the scores of the whole vocabulary

@@ -80,17 +80,25 @@ def _kind_of_number(bound: float, found: float) -> str:
     return "decimal" if isinstance(bound, float) or isinstance(found, float) else "integer"
 
 
+def _shown(number: float) -> str:
+    """A number in a sentence; an integer beyond a float's range by its size."""
+    try:
+        return f"{number:g}"
+    except OverflowError:
+        return f"an integer of {int(number).bit_length()} bits"
+
+
 def too_small(param: str, least: float, found: float) -> ApiError:
-    kind = "integer" if isinstance(found, int) else "decimal"
-    message = (
-        f"Invalid '{param}': {kind} below minimum value. Expected a value >= {least:g}, but got {found:g} instead."
-    )
+    kind = _kind_of_number(least, found)
+    got = f"Expected a value >= {_shown(least)}, but got {_shown(found)} instead."
+    message = f"Invalid '{param}': {kind} below minimum value. {got}"
     return bad_request(message, param, f"{kind}_below_min_value")
 
 
 def too_large(param: str, most: float, found: float) -> ApiError:
     kind = _kind_of_number(most, found)
-    message = f"Invalid '{param}': {kind} above maximum value. Expected a value <= {most:g}, but got {found:g} instead."
+    got = f"Expected a value <= {_shown(most)}, but got {_shown(found)} instead."
+    message = f"Invalid '{param}': {kind} above maximum value. {got}"
     return bad_request(message, param, f"{kind}_above_max_value")
 
 

@@ -275,7 +275,7 @@ def limited(
     room = served.context - len(prompt)
     if room < 1:
         raise too_long(served.context, len(prompt), param)
-    cap = getattr(ctx.config, "max_completion_tokens", None) or room
+    cap = ctx.config.max_completion_tokens or room
     return replace(sampling, max_tokens=min(asked if asked is not None else cap, cap, room))
 
 

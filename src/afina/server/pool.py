@@ -128,7 +128,7 @@ class ModelPool:
         if full is not None:
             alias = self.config.models[full]
             return self._served(full, self._base_target(alias), alias, alias.base_model, alias.style)
-        with self.store.session() as session:
+        with self.store.reading() as session:
             row = session.scalar(select(Model).where(Model.name == name))
             found = None if row is None else (row.folder, row.base)
         if found is None:
