@@ -14,7 +14,6 @@ from afina.engine.prefix import Held
 from afina.engine.reading import OwnMemory, Reader, RowMemory, Scores
 from afina.engine.rowcache import SlotCache
 
-
 RESTING_BYTES = 16 * 2**20  # of a cache without rows, which the next ones find ready
 
 
