@@ -12,11 +12,11 @@ import json
 import re
 from dataclasses import dataclass
 
-OPENING = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*\[')
+OPENING = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*\[', re.ASCII)
 # Every beginning of the opening, white space apart.
 OPENING_TEXT = '{"tool_calls":['
 # It begins behind the bracket that closes the call before.
-NAME_FIELD = re.compile(r'[\s,}]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
+NAME_FIELD = re.compile(r'[\s,}]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.ASCII)
 
 
 @dataclass(frozen=True)
