@@ -1,10 +1,8 @@
-"""Material of the tests of hosted training: the real server's fixtures, and a server that says what it is told."""
+"""Material of the tests of hosted training: a recipe, and a server that says what it is told."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +13,6 @@ from typing import Any
 
 import yaml
 from command_line import news, recipe_text, write_csv
-
-
-def server_fixtures() -> Any:
-    """tests/server/conftest.py, whose fixtures pytest gives to the tests beside it only."""
-    path = Path(__file__).parent / "server" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("server_conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def hosted_recipe(folder: Path, url: str, *, num_rows: int = 40, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import ASSETS, Outcome, afina, news, recipe_text, write_csv
-from hosted_material import completion, error, hosted_recipe, scripted, server_fixtures
+from hosted_material import completion, error, hosted_recipe, scripted
 
 from afina.core.config import load_recipe, load_task
 from afina.core.errors import DataError, RecipeError
@@ -23,8 +23,6 @@ from afina.providers.client import Connection, ProviderError, connect, find_prov
 from afina.providers.prices import Price
 from afina.training import hosted
 
-start_server = server_fixtures().start_server
-server = server_fixtures().server
 AT_OPENAI = {"provider": "openai", "base_model": "gpt-4o-mini"}
 PRICE = Price("m", "a test", "today", training=1.0, input=1000.0, output=1000.0)  # $0.001 a token
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import afina, news, write_csv
-from hosted_material import completion, hosted_recipe, scripted, server_fixtures
+from hosted_material import completion, hosted_recipe, scripted
 
 from afina.core.config import load_recipe, load_task, make_recipe
 from afina.core.errors import DataError
@@ -19,8 +19,6 @@ from afina.labelling import Request, label
 from afina.providers.cache import AnswerCache
 from afina.providers.client import find_provider
 
-start_server = server_fixtures().start_server
-server = server_fixtures().server
 QUICK = ("train.max_steps=3", "train.max_length=128")
 
 

@@ -47,7 +47,7 @@ def settings(server) -> dict[str, str]:
         | {
             "OPENAI_BASE_URL": server.base_url,
             "OPENAI_API_BASE": server.base_url,
-            "OPENAI_API_KEY": server.api_key,
+            "OPENAI_API_KEY": server.key,
             "PYTHONPATH": str(HERE),
         }
     )

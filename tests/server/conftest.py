@@ -1,4 +1,4 @@
-"""Servers to test: the application in this process, and the real one as a process of its own; on SQLite and PostgreSQL.
+"""The application in this process, on SQLite and PostgreSQL; the real server is in `real_server.py`.
 
 PostgreSQL is the one that AFINA_TEST_POSTGRES names (a URL), or a private one that is started here when its programs
 are installed; without either those tests are skipped, and say so.
@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import os
 import pwd
-import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 from fastapi import FastAPI
+from real_server import Server, StartServer
 from starlette.testclient import TestClient
 
 from afina.server.config import load_config
 from afina.server.context import Context
 
+__all__ = ["Server", "StartServer"]
+
 KEY = "sk-afina-key-of-the-tests"
-START_S = 120.0  # importing torch on a busy machine
 
 
 # -- databases -----------------------------------------------------------------------------------------------------
@@ -152,86 +148,3 @@ def api(make_api: MakeApi, database: str | None) -> Api:
 def lite(make_api: MakeApi) -> Api:
     """On SQLite alone, for what does not touch the database."""
     return make_api()
-
-
-# -- the real server -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Server:
-    """`afina serve` as a process. out: the lines of its standard output so far."""
-
-    process: subprocess.Popen[str]
-    url: str
-    key: str | None
-    data_dir: Path
-    out: list[str] = field(default_factory=list[str])
-
-    @property
-    def http(self) -> httpx.Client:
-        return httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60, trust_env=False
-        )
-
-    def stop(self, how: int = signal.SIGTERM, patience_s: float = 60) -> int:
-        """Its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        return self.process.wait(patience_s)
-
-    def errors(self) -> str:
-        return (self.data_dir.parent / f"{self.data_dir.name}.stderr").read_text(encoding="utf-8")
-
-
-StartServer = Callable[..., Server]
-
-
-@pytest.fixture(scope="session")
-def start_server() -> Iterator[StartServer]:
-    """start_server(data_dir, *options, environment={...}): the server, when it answers /health."""
-    started: list[Server] = []
-
-    def start(data_dir: Path, *options: str, environment: dict[str, str] | None = None) -> Server:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AFINA_")}
-        with (data_dir.parent / f"{data_dir.name}.stderr").open("ab") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "afina", "serve", "--port", "0", "--data-dir", str(data_dir), *options],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**clean, "OMP_NUM_THREADS": "1", **(environment or {})},
-            )
-        server = Server(process, "", (environment or {}).get("AFINA_API_KEY"), data_dir)
-        started.append(server)
-        _read_announcement(server)
-        return server
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(30)
-
-
-def _read_announcement(server: Server) -> None:
-    assert server.process.stdout is not None
-    reader = threading.Thread(target=lambda: server.out.extend(iter(server.process.stdout.readline, "")), daemon=True)
-    reader.start()
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        text = "".join(server.out)
-        address = re.search(r"Afina serves (http://\S+)/v1 ", text)
-        if address and "print(client" in text:
-            key = re.search(r"shown this once: (\S+)", text)
-            server.url, server.key = address[1], key[1] if key else server.key
-            return
-        if server.process.poll() is not None:
-            raise AssertionError(f"the server ended with {server.process.returncode}: {server.errors()}")
-        time.sleep(0.05)
-    raise AssertionError(f"no announcement in {START_S} s: {server.errors()}")
-
-
-@pytest.fixture(scope="session")
-def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """One real server for all tests that only ask it."""
-    return start_server(tmp_path_factory.mktemp("served") / "data")
