@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,15 @@ def test_specialist_folder_without_weights(tmp_path: Path) -> None:
         load_specialist(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         load_specialist(tmp_path / "absent")
+
+
+def test_bitsandbytes_fetches_no_code(tmp_path: Path) -> None:
+    """With a package `kernels` that says when it is asked, the training layer is imported without asking it."""
+    (tmp_path / "kernels.py").write_text("raise SystemExit('asked for code from the hub')", encoding="utf-8")
+    code = "import afina.training.local, sys; assert 'bitsandbytes' in sys.modules; assert 'kernels' not in sys.modules"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kernels" not in done.stderr

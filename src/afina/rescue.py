@@ -71,7 +71,14 @@ def _write_recipe(request: Request, labelled: Labelled) -> Recipe:
     ensure_folder(request.output)
     table = request.output / TABLE
     write_jsonl(table, labelled.rows)
-    data: dict[str, Any] = {"path": TABLE, "format": "jsonl", "id_column": ID_COLUMN, "columns": labelled.columns}
+    # The teacher chose its labels: one it used once is its answer, not a slip of a table.
+    data: dict[str, Any] = {
+        "path": TABLE,
+        "format": "jsonl",
+        "id_column": ID_COLUMN,
+        "columns": labelled.columns,
+        "min_examples_per_label": 0,
+    }
     raw: dict[str, Any] = {
         **labelled.raw,
         "task": labelled.task,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -24,20 +25,42 @@ def no_telemetry() -> None:
 
 
 @contextmanager
+def local_code_only() -> Generator[None]:
+    """Where bitsandbytes may be imported for the first time. On a CPU with AVX512_BF16 its version 0.50 would fetch
+    native code from the hub if the package `kernels` is installed, and complain if it is not."""
+    missing = object()
+    before = sys.modules.get("kernels", missing)
+    logger = getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(ERROR)
+    if "bitsandbytes" not in sys.modules:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if before is missing:
+            sys.modules.pop("kernels", None)
+        else:
+            sys.modules["kernels"] = before  # type: ignore[assignment]
+
+
+@contextmanager
 def quiet() -> Generator[None]:
-    """No log lines, bars or telemetry of transformers while it loads; its settings come back afterwards."""
+    """No log lines, bars, telemetry or fetched code while libraries load; their settings come back afterwards."""
     no_telemetry()
-    from transformers.utils import logging
+    with local_code_only():
+        from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    others = [getLogger(name) for name in ("bitsandbytes", "huggingface_hub", "accelerate")]
+    others = [getLogger(name) for name in ("huggingface_hub", "accelerate")]
     levels = [logger.level for logger in others]
     for logger in others:
         logger.setLevel(ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), local_code_only():
             # transformers 5 renames things that PEFT still calls by their old names.
             warnings.simplefilter("ignore", FutureWarning)
             yield

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from afina.core.errors import ModelError
 from afina.core.storage import read_json, write_json
-from afina.engine.hub import NANO, config_file, explain, online, quiet
+from afina.engine.hub import NANO, config_file, explain, local_code_only, online, quiet
 
 Quantisation = Literal["none", "4bit", "8bit"]
 BASE_FILE = "base.json"  # beside an adapter: the base it belongs to, and how that was held
@@ -386,7 +386,8 @@ def _room_to_dequantize(spec: BaseSpec, device: str | None) -> bool:
 
 def attach_adapter(base: LoadedModel, place: Path) -> LoadedModel:
     """The base with the adapter in `place`, frozen, in evaluation mode. Raises ModelError."""
-    from peft import PeftModel
+    with local_code_only():
+        from peft import PeftModel
 
     weights = place / "adapter_model.safetensors"
     if not weights.exists():

@@ -58,7 +58,12 @@ async def answer(ctx: Context, body: ChatBody, *, background: bool = False) -> d
     asked = await _asked(ctx, body)
     wholes, usage = await answered(ctx, asked.prepared, background=background)
     head = _head("chat.completion", asked.prepared)
-    choices = [_choice(i, whole, asked) for i, whole in enumerate(wholes)]
+
+    def write() -> list[dict[str, Any]]:
+        return [_choice(i, whole, asked) for i, whole in enumerate(wholes)]
+
+    # Hundreds of thousands of log-probabilities take a while to write down.
+    choices = await in_thread(write) if asked.logprobs else write()
     return {**head, "choices": choices, "usage": usage_object(usage), **_tail(asked.prepared)}
 
 
@@ -87,17 +92,18 @@ class Asked:
 
 async def _asked(ctx: Context, body: ChatBody) -> Asked:
     """Everything that can be refused is refused here, before a token is generated."""
-    body.check()
-    messages = conversation(body.messages)
-    ft = is_fine_tuned(body.model)
-    calls = calling(body.tools, body.tool_choice, body.parallel_tool_calls, body.functions, body.function_call, ft=ft)
-    wanted = chat_format(body.response_format, ft=ft)
-    stop = stops(body.stop)
 
-    def prepare() -> Prepared:
+    def prepare() -> Asked:
+        body.check()
+        messages = conversation(body.messages)
+        ft = is_fine_tuned(body.model)
+        choice, parallel = body.tool_choice, body.parallel_tool_calls
+        calls = calling(body.tools, choice, parallel, body.functions, body.function_call, ft=ft)
+        wanted = chat_format(body.response_format, ft=ft)
+        stop = stops(body.stop)
         served = ctx.pool.get(body.model)
-        shape = shape_of(wanted, calls, messages, served.codec)
         prompt = prompt_of(served, Conversation(messages, calls.tools))
+        shape = shape_of(wanted, calls, messages, served.codec)
         sampling = Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
@@ -109,9 +115,10 @@ async def _asked(ctx: Context, body: ChatBody) -> Asked:
             top_logprobs=body.top,
         )
         sampling = limited(ctx, served, prompt, sampling, body.tokens_asked)
-        return Prepared(served, [prompt], shape, [sampling], body.n or 1)
+        prepared = Prepared(served, [prompt], shape, [sampling], body.n or 1)
+        return Asked(prepared, bool(calls.tools), calls.old, bool(body.logprobs))
 
-    return Asked(await in_thread(prepare), bool(calls.tools), calls.old, bool(body.logprobs))
+    return await in_thread(prepare)
 
 
 # -- the answer object ------------------------------------------------------------------------

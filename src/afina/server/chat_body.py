@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticKnownError
 
 from afina.server.errors import ApiError, bad_request, no_such_chat_model, not_served
 from afina.server.fields import as_text, too_deep
@@ -23,7 +24,20 @@ Choices = Annotated[int, Field(ge=1, le=128)]
 Seed = Annotated[int, Field(ge=-(2**63), le=MOST_INT)]
 Key = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
-Metadata = Annotated[dict[Key, Value], Field(max_length=16)]
+MOST_METADATA = 16
+
+
+def _few(raw: Any) -> Any:
+    """Counted before its items are looked at: pydantic would describe each of a million wrong ones."""
+    if isinstance(raw, dict) and len(raw) > MOST_METADATA:
+        context = {"field_type": "Dictionary", "max_length": MOST_METADATA, "actual_length": len(raw)}
+        raise PydanticKnownError("too_long", context)
+    return raw
+
+
+Metadata = Annotated[dict[Key, Value], BeforeValidator(_few)]
+# Stops at the first item that is no text.
+Texts = Annotated[list[str], Field(fail_fast=True)]
 # What a client says about itself, and how answers may be cached: nothing that an answer depends on.
 Told = Annotated[str, Field(max_length=1000)]
 
@@ -72,7 +86,7 @@ class ChatBody(Body):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     reasoning_effort: str | None = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None

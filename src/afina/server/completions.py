@@ -41,6 +41,7 @@ from afina.server.inference import (
     biases,
     in_thread,
     limited,
+    refuse_flood,
     stops,
     vocabulary,
 )
@@ -150,13 +151,13 @@ async def stream(ctx: Context, body: CompletionBody) -> Response:
 
 
 async def _asked(ctx: Context, body: CompletionBody) -> Asked:
-    body.check()
-    stop = stops(body.stop)
-    given = _given(body.prompt)
-    if len(given) * body.each > MOST_ANSWERS:
-        raise too_large("best_of" if body.best_of else "n", MOST_ANSWERS // len(given), body.each)
 
-    def prepare() -> Prepared:
+    def prepare() -> Asked:
+        body.check()
+        stop = stops(body.stop)
+        given = _given(body.prompt)
+        if len(given) * body.each > MOST_ANSWERS:
+            raise too_large("best_of" if body.best_of else "n", MOST_ANSWERS // len(given), body.each)
         served = ctx.pool.get(body.model)
         prompts = [
             as_tokens(served, one, f"prompt[{i}]" if len(given) > 1 else "prompt") for i, one in enumerate(given)
@@ -174,11 +175,10 @@ async def _asked(ctx: Context, body: CompletionBody) -> Asked:
         )
         most = DEFAULT_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
         samplings = [limited(ctx, served, prompt, sampling, most, "prompt") for prompt in prompts]
-        return Prepared(served, prompts, Text(), samplings, body.each)
+        texts = [one if isinstance(one, str) else served.codec.decode(one) for one in given]
+        return Asked(Prepared(served, prompts, Text(), samplings, body.each), texts, body)
 
-    prepared = await in_thread(prepare)
-    texts = [one if isinstance(one, str) else prepared.served.codec.decode(one) for one in given]
-    return Asked(prepared, texts, body)
+    return await in_thread(prepare)
 
 
 def _given(value: Any) -> list[str | list[int]]:
@@ -221,6 +221,7 @@ def _one(item: Any, param: str, kind: type) -> str | list[int]:
 def as_tokens(served: Served, given: str | list[int], param: str) -> list[int]:
     """A prompt's tokens. Raises ApiError for ids that the model does not know."""
     if isinstance(given, str):
+        refuse_flood(served, len(given), param)
         # Nothing at all is the beginning of a document, which is what stands behind the end of another.
         return served.codec.completion_prompt(given) or [served.codec.eos]
     most = vocabulary(served) - 1

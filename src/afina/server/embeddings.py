@@ -45,13 +45,9 @@ async def create(body: EmbeddingBody, request: Request) -> Response:
 
 async def answer(ctx: Context, body: EmbeddingBody, *, background: bool = False) -> dict[str, Any]:
     """The list object. Raises ApiError. background: changes nothing here; an embedding is one pass."""
-    check_model(body.model)
-    given = several(body.input, "input", MOST_INPUTS)
-    if any(one == "" for one in given):
-        raise bad_request("Invalid 'input': input cannot be an empty string.", "input", "invalid_value")
     try:
         async with asyncio.timeout(None if background else ctx.config.request_timeout_s):
-            name, vectors, tokens = await in_thread(lambda: _embed(ctx, body, given))
+            name, vectors, tokens = await in_thread(lambda: _embed(ctx, body))
     except TimeoutError:
         raise ApiError(503, "The server was too busy to embed this in time.", type="server_error") from None
     ctx.meter.tokens(name, tokens, 0)
@@ -62,7 +58,11 @@ async def answer(ctx: Context, body: EmbeddingBody, *, background: bool = False)
     return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
-def _embed(ctx: Context, body: EmbeddingBody, given: list[str | list[int]]) -> tuple[str, list[np.ndarray], int]:
+def _embed(ctx: Context, body: EmbeddingBody) -> tuple[str, list[np.ndarray], int]:
+    check_model(body.model)
+    given = several(body.input, "input", MOST_INPUTS)
+    if any(one == "" for one in given):
+        raise bad_request("Invalid 'input': input cannot be an empty string.", "input", "invalid_value")
     served = ctx.pool.get(body.model)
     ids = [as_tokens(served, one, f"input[{i}]" if len(given) > 1 else "input") for i, one in enumerate(given)]
     for one in ids:

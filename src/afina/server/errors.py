@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_MESSAGE = 2000  # characters; a message may quote what was sent
+
 
 class ApiError(Exception):
     """status: HTTP. headers: sent along, as Retry-After."""
@@ -22,6 +24,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
+        if len(message) > MOST_MESSAGE:
+            message = f"{message[: MOST_MESSAGE - 3]}..."
         super().__init__(message)
         self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
         self.headers = dict(headers or {})
@@ -66,9 +70,11 @@ def not_served(what: str, param: str | None = None) -> ApiError:
     return bad_request(f"{what} is not supported by this server.", param, "unsupported_parameter" if param else None)
 
 
-def too_long(limit: int, found: int, param: str = "messages") -> ApiError:
+def too_long(limit: int, found: int, param: str = "messages", *, at_least: bool = False) -> ApiError:
+    """at_least: nobody counted to the end."""
+    count = f"at least {found}" if at_least else str(found)
     message = (
-        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {found} tokens. "
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {count} tokens. "
         "Please reduce the length of the messages."
     )
     return bad_request(message, param, "context_length_exceeded")

@@ -19,12 +19,22 @@ from weakref import WeakKeyDictionary
 
 from afina.core.chat import Conversation
 from afina.core.errors import AfinaError, MachineError, ModelError, SchemaError
+from afina.core.schema import dumps
 from afina.core.storage import digest
 from afina.engine.generation import Generation, Token
 from afina.engine.sampling import Sampling
 from afina.engine.shapes import Shape
 from afina.server.errors import ApiError, bad_request, too_long
-from afina.server.fields import array_too_long, as_list, as_text, empty_array, too_large, too_small, wrong_type
+from afina.server.fields import (
+    array_too_long,
+    as_list,
+    as_text,
+    empty_array,
+    string_too_long,
+    too_large,
+    too_small,
+    wrong_type,
+)
 from afina.server.mailbox import Mailbox, Piece, TooMuchError
 
 if TYPE_CHECKING:
@@ -36,8 +46,10 @@ log = logging.getLogger("afina.server")
 _threads = ThreadPoolExecutor(32, "afina-prepare")
 
 # What may wait for a client that reads slowly, and what one whole answer may weigh.
-STREAM_BYTES, ANSWER_BYTES = 4 * 2**20, 256 * 2**20
-MOST_STOPS = 4
+STREAM_BYTES, ANSWER_BYTES = 4 * 2**20, 64 * 2**20
+MOST_STOPS, MOST_STOP = 4, 4096  # how many, and characters of one
+# How much shorter a tokenizer may make a text before it cuts it, as by joining an accent with its letter.
+SHRINKING = 4
 T = TypeVar("T")
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -281,10 +293,33 @@ def limited(
 
 def prompt_of(served: Served, conversation: Conversation, param: str = "messages") -> list[int]:
     """The prompt's tokens. Raises ApiError for turns that the model's template cannot take."""
+    messages, tools = conversation.messages, conversation.tools
+    characters = len(messages) + sum(len(one.content or "") for one in messages)
+    characters += sum(len(call.arguments) + len(call.name) for one in messages for call in one.tool_calls)
+    characters += sum(len(tool.description) + len(dumps(tool.parameters)) for tool in tools)
+    refuse_flood(served, characters, param)
     try:
         return served.chat.prompt(conversation)
     except ModelError as error:
         raise bad_request(f"The model cannot take these messages: {error}", param, "invalid_value") from error
+
+
+def refuse_flood(served: Served, characters: int, param: str) -> None:
+    """A text that cannot fit, whatever its tokens are, is refused before it is cut into tokens: that takes a second a
+    megabyte, in which nothing else runs. Raises ApiError."""
+    longest = SHRINKING * _longest_token(served)
+    if characters > longest * served.context:
+        raise too_long(served.context, characters // longest, param, at_least=True)
+
+
+def _longest_token(served: Served) -> int:
+    """Bytes."""
+    if served.codec not in _longest:
+        _longest[served.codec] = max(1, *map(len, served.codec.all_bytes))
+    return _longest[served.codec]
+
+
+_longest: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def stops(value: Any) -> tuple[str, ...]:
@@ -292,7 +327,7 @@ def stops(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return (as_text(value, "stop"),) if value else ()
+        return (_stop(value, "stop"),) if value else ()
     if not isinstance(value, list):
         raise wrong_type("stop", "one of a string or array of strings", value)
     items = as_list(value, "stop", "strings")
@@ -300,10 +335,17 @@ def stops(value: Any) -> tuple[str, ...]:
         raise empty_array("stop")
     if len(items) > MOST_STOPS:
         raise array_too_long("stop", MOST_STOPS, len(items))
-    texts = [as_text(item, f"stop[{i}]") for i, item in enumerate(items)]
+    texts = [_stop(item, f"stop[{i}]") for i, item in enumerate(items)]
     if not all(texts):
         raise bad_request("Invalid 'stop': a stop text may not be empty.", "stop", "invalid_value")
     return tuple(texts)
+
+
+def _stop(value: Any, param: str) -> str:
+    text = as_text(value, param)
+    if len(text) > MOST_STOP:
+        raise string_too_long(param, MOST_STOP, len(text))
+    return text
 
 
 def biases(value: dict[str, Any] | None, served: Served) -> dict[int, float]:

@@ -141,7 +141,7 @@ def _part(value: Any, at: str) -> str:
 
 def _check_tool_turns(messages: list[Message], at: str) -> None:
     """Every call is answered before anything else is said, and nothing is answered that was not called."""
-    waiting: list[str] = []
+    waiting: dict[str, None] = {}  # a set that keeps the order
     called: set[str] = set()
     for i, message in enumerate(messages):
         if message.role == "tool" and message.tool_call_id is not None:
@@ -151,11 +151,11 @@ def _check_tool_turns(messages: list[Message], at: str) -> None:
                     "'tool_calls'.",
                     f"{at}.[{i}].role",
                 )
-            waiting = [one for one in waiting if one != message.tool_call_id]
+            waiting.pop(message.tool_call_id, None)
             continue
         if waiting:
             break
-        waiting = [call.id for call in message.tool_calls if call.id]
+        waiting = {call.id: None for call in message.tool_calls if call.id}
         called = set(waiting) if message.role != "tool" else called
     if waiting:
         raise bad_request(

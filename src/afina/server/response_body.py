@@ -7,12 +7,13 @@ Comes in: parsed JSON. Goes out: a checked `ResponseBody`, messages, and the cal
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from afina.core.chat import Message, Tool, ToolCall
-from afina.server.chat_body import Count, Metadata, Share, Temperature, Told, check_depth, check_model, only_with
+from afina.server.chat_body import Count, Metadata, Share, Temperature, Texts, Told, check_depth, check_model, only_with
 from afina.server.errors import bad_request, not_served
 from afina.server.fields import Fields, array_too_long, as_list, as_text, empty_array, missing, wrong_type, wrong_value
 from afina.server.messages import arguments
@@ -52,7 +53,7 @@ class ResponseBody(Body):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[str] | None = None
+    include: Texts | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     tools: Any = None
@@ -153,7 +154,18 @@ def messages_of(body: ResponseBody) -> tuple[Message, ...]:
     for i, item in enumerate(items):
         _add(messages, item, f"input[{i}]")
     _check_outputs(messages)
-    return (*before, *messages)
+    return (*before, *_turns(messages))
+
+
+def _turns(messages: list[Message]) -> list[Message]:
+    """Calls that follow each other are one turn, as they were when they were answered."""
+    turns: list[Message] = []
+    for is_calls, several in groupby(messages, lambda message: bool(message.tool_calls)):
+        if is_calls:
+            turns.append(Message("assistant", None, tool_calls=tuple(call for m in several for call in m.tool_calls)))
+        else:
+            turns += several
+    return turns
 
 
 def _add(messages: list[Message], value: Any, at: str) -> None:
@@ -167,11 +179,7 @@ def _add(messages: list[Message], value: Any, at: str) -> None:
         fields.ignore("parsed_arguments")
         for key in ("namespace", "caller", "async"):
             fields.refuse(key, lambda param: not_served("This part of a function call", param))
-        # Calls that follow each other are one turn, as they were when they were answered.
-        if messages and messages[-1].role == "assistant" and messages[-1].tool_calls:
-            messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
-        else:
-            messages.append(Message("assistant", None, tool_calls=(call,)))
+        messages.append(Message("assistant", None, tool_calls=(call,)))
     elif kind == "function_call_output":
         called = fields.text("call_id")
         output = _text(fields, "output")

@@ -112,27 +112,27 @@ class Asked:
 
 async def _asked(ctx: Context, body: ResponseBody) -> Asked:
     """Everything that can be refused is refused here, before a token is generated."""
-    body.check()
-    messages = messages_of(body)
-    ft = is_fine_tuned(body.model)
-    tools = tools_of(body, ft=ft)
-    calls = calling_of(body, tools)
-    wanted = text_format(body.text.format if body.text else None, ft=ft)
 
-    def prepare() -> Prepared:
+    def prepare() -> Asked:
+        body.check()
+        messages = messages_of(body)
+        ft = is_fine_tuned(body.model)
+        tools = tools_of(body, ft=ft)
+        calls = calling_of(body, tools)
+        wanted = text_format(body.text.format if body.text else None, ft=ft)
         served = ctx.pool.get(body.model)
-        shape = shape_of(wanted, calls, messages, served.codec)
         prompt = prompt_of(served, Conversation(messages, calls.tools), "input")
+        shape = shape_of(wanted, calls, messages, served.codec)
         sampling = Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             top_logprobs=body.top,
         )
-        return Prepared(
-            served, [prompt], shape, [limited(ctx, served, prompt, sampling, body.max_output_tokens, "input")]
-        )
+        sampling = limited(ctx, served, prompt, sampling, body.max_output_tokens, "input")
+        prepared = Prepared(served, [prompt], shape, [sampling])
+        return Asked(prepared, body, bool(calls.tools), body.top is not None, tools, wanted)
 
-    return Asked(await in_thread(prepare), body, bool(calls.tools), body.top is not None, tools, wanted)
+    return await in_thread(prepare)
 
 
 def format_object(wanted: Format) -> dict[str, Any]:

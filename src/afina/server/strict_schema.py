@@ -15,6 +15,8 @@ Schema = dict[str, Any]
 Context = tuple[str, ...]
 
 MOST_PROPERTIES, MOST_DEPTH_OF_OBJECTS, MOST_ENUM_VALUES, MOST_CHARACTERS = 5000, 10, 1000, 120_000
+# Of any schema, strict or not: what compiles within seconds. The contract names no such limits.
+MOST_PLACES, MOST_PATTERNS, MOST_PATTERN_CHARACTERS = 50_000, 100, 10_000
 
 TOLERATED = {"title", "default", "$schema", "description", "examples", "$id", "$comment", "deprecated"}
 STRUCTURE = {
@@ -41,6 +43,37 @@ def check(schema: Schema, *, fine_tuned: bool) -> None:
         found = schema.get("type")
         raise BrokenRuleError(f"""schema must be a JSON Schema of 'type: "object"', got 'type: "{found}"'.""")
     _Check(schema, STRUCTURE | TOLERATED | (set() if fine_tuned else RANGES)).run()
+
+
+def check_size(schema: Schema) -> None:
+    """Raises BrokenRuleError for a schema of any kind that is too large to be held to. Notes do not count."""
+    places = characters = patterns = pattern_characters = 0
+    rest: list[Any] = [schema]
+    while rest and places <= MOST_PLACES:
+        found = rest.pop()
+        places += 1
+        if isinstance(found, str):
+            characters += len(found)
+        elif isinstance(found, list):
+            rest += cast(list[Any], found)[: MOST_PLACES + 1]
+        elif isinstance(found, dict):
+            at = cast(Schema, found)
+            kept = {key: inner for key, inner in at.items() if key not in TOLERATED or isinstance(inner, dict)}
+            rest += kept.values()
+            characters += sum(map(len, kept))
+            named = at.get("patternProperties")
+            written = [*cast(Schema, named)] if isinstance(named, dict) else []
+            written += [at["pattern"]] if isinstance(at.get("pattern"), str) else []
+            patterns += len(written)
+            pattern_characters += sum(map(len, written))
+    for count, most, what in (
+        (places, MOST_PLACES, "values"),
+        (characters, MOST_CHARACTERS, "characters in names, enum values and other texts"),
+        (patterns, MOST_PATTERNS, "patterns"),
+        (pattern_characters, MOST_PATTERN_CHARACTERS, "characters in patterns"),
+    ):
+        if count > most:
+            raise BrokenRuleError(f"Expected at most {most} {what}, but found more.")
 
 
 class _Check:
@@ -113,7 +146,8 @@ class _Check:
         required = schema.get("required", [] if not names else None)
         rule = "'required' is required to be supplied and to be an array including every key in properties."
         listed: list[Any] = cast(list[Any], required) if isinstance(required, list) else []
-        absent = next((name for name in names if name not in listed), None)
+        present = {one for one in listed if isinstance(one, str)}
+        absent = next((name for name in names if name not in present), None)
         if absent is not None or not isinstance(required, list):
             raise BrokenRuleError(f"In context={at}, {rule}" + (f" Missing '{absent}'." if absent is not None else ""))
         extra = next((name for name in listed if not isinstance(name, str) or name not in names), None)

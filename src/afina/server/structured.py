@@ -17,10 +17,10 @@ from afina.engine.codec import Codec
 from afina.engine.shapes import JsonObject, JsonSchema, Shape, Text, ToolCalls, check_shape
 from afina.server.errors import ApiError, bad_request, not_served
 from afina.server.fields import Fields, missing, string_too_long, too_deep, wrong_pattern
-from afina.server.strict_schema import RANGES, STRUCTURE, BrokenRuleError, check
+from afina.server.strict_schema import RANGES, STRUCTURE, BrokenRuleError, check, check_size
 from afina.server.tools import NAME, Calling, refused_tool
 
-MOST_NAME = 64
+MOST_NAME, MOST_REASON = 64, 500
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def _schema(fields: Fields, param: str, *, ft: bool, wanted: bool) -> Format:
             raise missing(fields.name("schema"))
         return Format("json_object", name, param=param)
     too_deep(schema, fields.name("schema"))
-    if strict:
-        try:
+    try:
+        if strict:
             check(schema, fine_tuned=ft)
-        except BrokenRuleError as broken:
-            raise refused_format(name, str(broken), param) from None
+        check_size(schema)
+    except BrokenRuleError as broken:
+        raise refused_format(name, str(broken), param) from None
     return Format("json_schema", name, schema, strict, param, description)
 
 
@@ -147,7 +148,10 @@ def _refusal(shape: Shape, codec: Codec) -> str | None:
     try:
         check_shape(shape, codec)
     except SchemaError as error:
-        return str(error)
+        # llguidance's words go on with its state, or with a trace.
+        return str(error).partition("\n")[0][:MOST_REASON]
+    except ValueError:  # llguidance's, for numbers that it has no room for
+        return "a number in it is too large."
     return None
 
 

@@ -25,7 +25,7 @@ from afina.server.fields import (
     wrong_type,
     wrong_value,
 )
-from afina.server.strict_schema import BrokenRuleError, check
+from afina.server.strict_schema import BrokenRuleError, check, check_size
 
 NAME = re.compile(r"^[a-zA-Z0-9_-]+$")
 MOST_TOOLS, MOST_NAME = 128, 64
@@ -119,6 +119,7 @@ def _broken_rule(parameters: dict[str, Any], strict: bool, ft: bool) -> str | No
     try:
         if strict:
             check(parameters, fine_tuned=ft)
+        check_size(parameters)
     except BrokenRuleError as broken:
         return str(broken)
     return None
@@ -177,7 +178,7 @@ def named(all_of_them: Calling, name: str, param: str) -> Calling:
 def allowed(all_of_them: Calling, names: list[str], mode: str, param: str) -> Calling:
     if not names:
         raise empty_array(param)
-    for name in names:
+    for name in dict.fromkeys(names):
         named(all_of_them, name, "tool_choice")
     kept = [(t, p) for t, p in zip(all_of_them.tools, all_of_them.params, strict=True) if t.name in names]
     tools, params = tuple(t for t, _ in kept), tuple(p for _, p in kept)

@@ -19,7 +19,7 @@ from afina.core.storage import read_json
 from afina.engine.batching import ModelLock
 from afina.engine.chat import ChatFormat, ChatStyle
 from afina.engine.codec import Codec
-from afina.engine.hub import NANO, explain, quiet
+from afina.engine.hub import NANO, explain, local_code_only, quiet
 from afina.engine.loader import BaseSpec, default_device, load_spec
 
 # Keeps a model's own numbers, and is as fast, where a pass costs more for its calls than for its products.
@@ -79,7 +79,8 @@ class Weights:
         kind = read_json(folder / "adapter_config.json").get("peft_type")
         if kind != "LORA":
             raise ModelError(f"{folder}: is an adapter of the type {kind}, expected LORA. Merge it into its base.")
-        from peft import PeftModel
+        with local_code_only():
+            from peft import PeftModel
 
         name = f"a{next(self._numbers)}"
         with _loading, quiet(), explain(str(folder)):

@@ -7,8 +7,11 @@ Comes in: JSON that `gate.py` parsed already. What pydantic refuses here becomes
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from afina.server.fields import unknown
 
 
 class Body(BaseModel):
@@ -19,6 +22,14 @@ class Body(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flood(cls, raw: Any) -> Any:
+        """More keys than there are fields: one of them is unknown, and pydantic would describe each of a million."""
+        if isinstance(raw, dict) and len(raw) > len(cls.model_fields):
+            raise unknown(next(str(key) for key in raw if key not in cls.model_fields)[:100])
+        return raw
 
 
 def now() -> int:

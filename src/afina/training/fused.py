@@ -22,9 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from afina.engine.hub import local_code_only
+
+with local_code_only():
+    from peft.tuners.lora.layer import Linear as LoraLinear
 
 LEVELS = 1 << 16  # of a 16-bit random number
 
