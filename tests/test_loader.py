@@ -162,7 +162,11 @@ def test_bitsandbytes_fetches_no_code(tmp_path: Path) -> None:
     code = "import afina.training.local, sys; assert 'bitsandbytes' in sys.modules; assert 'kernels' not in sys.modules"
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kernels" not in done.stderr
