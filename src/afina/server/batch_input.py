@@ -17,6 +17,7 @@ from afina.server.fields import kind_of
 from afina.server.gate import check_json
 
 MOST_LINES, MOST_FAULTS, MOST_ID = 50_000, 50, 512
+MOST_LINE_BYTES = 10 * 2**20  # as of a request's body
 KEYS = ("custom_id", "method", "url", "body")
 
 
@@ -74,16 +75,22 @@ def _entry(code: str, message: str, line: int | None, param: str | None) -> dict
     return {"code": code, "message": message, "line": line, "param": param}
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """The number and text of each line that is not blank; None for one that is too long, which is the last."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), 1):
+            if len(raw) == MOST_LINE_BYTES and not raw.endswith(b"\n"):
+                yield number, None
+                return
             text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if text.strip():
                 yield number, text
 
 
-def parse(number: int, raw: bytes, endpoint: str) -> Line:
+def parse(number: int, raw: bytes | None, endpoint: str) -> Line:
     """Raises LineFaultError."""
+    if raw is None:
+        raise LineFaultError("invalid_json_line", f"This line is longer than {MOST_LINE_BYTES // 2**20} MB.")
     try:
         check_json(raw)
         value = json.loads(raw)

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -74,14 +73,11 @@ def keep_input(ctx: Context, batch_id: str, file_id: str) -> None:
         shutil.copyfile(ctx.places.file(file_id), folder / "input.jsonl")
 
 
-_workers: WeakKeyDictionary[Any, BatchWorker] = WeakKeyDictionary()
-
-
 def start_batches(ctx: Context) -> BatchWorker:
     """Called once, in the event loop, when everything else of the context works."""
     _sweep(ctx)
-    worker = _workers[ctx.pool] = BatchWorker(ctx)
-    return worker
+    ctx.batches = BatchWorker(ctx)
+    return ctx.batches
 
 
 def _sweep(ctx: Context) -> None:
@@ -95,8 +91,8 @@ def _sweep(ctx: Context) -> None:
 
 def wake(ctx: Context) -> None:
     """There is something new; from any thread."""
-    if (worker := _workers.get(ctx.pool)) is not None:
-        worker.wake()
+    if ctx.batches is not None:
+        ctx.batches.wake()
 
 
 class BatchWorker:
@@ -312,8 +308,7 @@ class _Run:
         left = await asyncio.to_thread(lambda: list(self._left(batch.endpoint)) if self._over() else [])
         cancelled = self.worker.is_cancelled(self.id)
         ending = "cancelled" if cancelled else "expired" if left else "completed"
-        for line in left:
-            self._add(line, False, None, _UNDONE[ending])
+        await asyncio.to_thread(lambda: [self._add(line, False, None, _UNDONE[ending]) for line in left])
         if not cancelled:
             await asyncio.to_thread(self.worker.save, self.id, "finalizing")
         ids = {f"{name}_file_id": await asyncio.to_thread(self._made, batch, name) for name in ("output", "error")}

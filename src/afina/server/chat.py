@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from afina.core.chat import Conversation
 from afina.engine.generation import Token
@@ -26,6 +26,7 @@ from afina.server.inference import (
     Usage,
     Whole,
     answered,
+    as_json,
     biases,
     in_thread,
     is_fine_tuned,
@@ -50,7 +51,7 @@ async def create(body: ChatBody, request: Request) -> Response:
     if body.stream:
         return await unless_gone(request, stream(ctx, body))
     done = await unless_gone(request, answer(ctx, body))
-    return done if isinstance(done, Response) else JSONResponse(done)
+    return done if isinstance(done, Response) else await as_json(done, large=bool(body.logprobs))
 
 
 async def answer(ctx: Context, body: ChatBody, *, background: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from afina.engine.generation import Token
@@ -38,6 +38,7 @@ from afina.server.inference import (
     Usage,
     Whole,
     answered,
+    as_json,
     biases,
     in_thread,
     limited,
@@ -113,7 +114,7 @@ async def create(body: CompletionBody, request: Request) -> Response:
     if body.stream:
         return await unless_gone(request, stream(ctx, body))
     done = await unless_gone(request, answer(ctx, body))
-    return done if isinstance(done, Response) else JSONResponse(done)
+    return done if isinstance(done, Response) else await as_json(done, large=body.logprobs is not None)
 
 
 @dataclass(frozen=True)

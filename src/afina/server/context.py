@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
+    from afina.server.batch_worker import BatchWorker
     from afina.server.config import ServerConfig
     from afina.server.keys import Keys
     from afina.server.metrics import Meter
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """keys: who may ask. meter: what is counted, and charged against the rate limits."""
+    """keys: who may ask. meter: what is counted, and charged against the rate limits. batches: while they run."""
 
     config: ServerConfig
     places: Places
@@ -28,6 +29,7 @@ class Context:
     supervisor: Supervisor
     keys: Keys
     meter: Meter
+    batches: BatchWorker | None = None
 
 
 def context_of(request: HTTPConnection) -> Context:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from afina.server.chat_body import Told, check_model
@@ -21,12 +23,14 @@ from afina.server.completions import as_tokens, several
 from afina.server.context import Context, context_of
 from afina.server.errors import ApiError, bad_request
 from afina.server.fields import too_large
-from afina.server.inference import in_thread
+from afina.server.inference import as_json, in_thread
 from afina.server.streaming import unless_gone
 from afina.server.wire import Body
 
 router = APIRouter()
 MOST_INPUTS, MOST_TOKENS = 2048, 300_000
+# Its own: a long list takes a while, and answers need the threads in which requests are prepared.
+_threads = ThreadPoolExecutor(8, "afina-embed")
 
 
 class EmbeddingBody(Body):
@@ -40,26 +44,27 @@ class EmbeddingBody(Body):
 @router.post("/embeddings")
 async def create(body: EmbeddingBody, request: Request) -> Response:
     done = await unless_gone(request, answer(context_of(request), body))
-    return done if isinstance(done, Response) else JSONResponse(done)
+    return done if isinstance(done, Response) else await as_json(done, large=body.encoding_format != "base64")
 
 
 async def answer(ctx: Context, body: EmbeddingBody, *, background: bool = False) -> dict[str, Any]:
     """The list object. Raises ApiError. background: changes nothing here; an embedding is one pass."""
+    gone = threading.Event()
     try:
         async with asyncio.timeout(None if background else ctx.config.request_timeout_s):
-            name, vectors, tokens = await in_thread(lambda: _embed(ctx, body))
+            name, data, tokens = await in_thread(lambda: _embed(ctx, body, gone), _threads)
     except TimeoutError:
         raise ApiError(503, "The server was too busy to embed this in time.", type="server_error") from None
+    finally:
+        gone.set()
     ctx.meter.tokens(name, tokens, 0)
-    data = [
-        {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
-        for i, vector in enumerate(vectors)
-    ]
     return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
-def _embed(ctx: Context, body: EmbeddingBody) -> tuple[str, list[np.ndarray], int]:
+def _embed(ctx: Context, body: EmbeddingBody, gone: threading.Event) -> tuple[str, list[dict[str, Any]], int]:
+    """The model's full name, the embedding objects, how many tokens were read. gone: nobody waits any more."""
     check_model(body.model)
+    form = body.encoding_format
     given = several(body.input, "input", MOST_INPUTS)
     if any(one == "" for one in given):
         raise bad_request("Invalid 'input': input cannot be an empty string.", "input", "invalid_value")
@@ -78,7 +83,12 @@ def _embed(ctx: Context, body: EmbeddingBody) -> tuple[str, list[np.ndarray], in
     if tokens > MOST_TOKENS:
         message = f"Requested {tokens} tokens, max {MOST_TOKENS} tokens per request."
         raise bad_request(message, "input", "max_tokens_per_request")
-    return served.name, [_shortened(vector, body.dimensions) for vector in served.embed(ids)], tokens
+    vectors = served.embed(ids, gone.is_set)
+    data = [
+        {"object": "embedding", "index": i, "embedding": _written(_shortened(vector, body.dimensions), form)}
+        for i, vector in enumerate(vectors)
+    ]
+    return served.name, data, tokens
 
 
 def _shortened(vector: np.ndarray, dimensions: int | None) -> np.ndarray:

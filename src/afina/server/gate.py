@@ -47,6 +47,9 @@ OPEN = frozenset({"/health"})
 METRICS = "/metrics"
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
 THREADED_BYTES = 256 * 1024  # a longer body is parsed in a thread
+# Python reads a million values in a second in which nothing else runs; no honest body has so many.
+MOST_KEYS, MOST_COMMAS = 200_000, 1_000_000
+KEY = re.compile(rb'"\s*:')
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -293,6 +296,9 @@ class Intake:
 def check_json(body: bytes) -> None:
     """Raises ApiError for what is no JSON by RFC 8259, and for what Python reads but cannot write again: NaN, infinite
     numbers, halves of surrogate pairs, nesting that recursion would not survive."""
+    if len(body) > THREADED_BYTES and (body.count(b",") > MOST_COMMAS or len(KEY.findall(body)) > MOST_KEYS):
+        message = f"The request's body has more than {MOST_KEYS} keys or {MOST_COMMAS} values, the most read here."
+        raise ApiError(413, message)
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:

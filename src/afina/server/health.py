@@ -44,3 +44,4 @@ def watch(ctx: Context) -> None:
 
     ctx.meter.watch("afina_jobs", "Fine-tuning jobs.", jobs_by_status, label="status")
     ctx.meter.watch("afina_files", "Files kept.", num_files)
+    ctx.meter.watch("afina_answers", "Answers that models write or that wait.", ctx.pool.answers, label="state")

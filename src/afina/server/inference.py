@@ -14,8 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from json import JSONEncoder
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
+
+from fastapi.responses import JSONResponse, Response
 
 from afina.core.chat import Conversation
 from afina.core.errors import AfinaError, MachineError, ModelError, SchemaError
@@ -265,13 +268,23 @@ def log_bug(what: str, error: BaseException) -> None:
     log.error("%s failed:\n%s%s", what, frames, type(error).__qualname__)
 
 
-async def in_thread(prepare: Callable[[], T]) -> T:
+async def in_thread(prepare: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
     """Load the model, render and check in a thread: all of it may take long, and the loop serves others."""
     loop, context = asyncio.get_running_loop(), copy_context()
     try:
-        return await loop.run_in_executor(_threads, context.run, prepare)
+        return await loop.run_in_executor(threads or _threads, context.run, prepare)
     except AfinaError as error:
         raise as_api_error(error) from error
+
+
+async def as_json(data: Any, *, large: bool) -> Response:
+    """The answer object as a response. large: it may hold so many numbers that writing them all at once would stop
+    everything else; then it is written piece by piece, in a thread."""
+    if not large:
+        return JSONResponse(data)
+    encoder = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    written = await in_thread(lambda: "".join(encoder.iterencode(data)).encode())
+    return Response(written, media_type="application/json")
 
 
 # -- what all endpoints say alike -------------------------------------------------------------

@@ -23,6 +23,7 @@ from afina.server.fields import (
 )
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
+MOST_ARGUMENTS = 2**20
 NOT_TEXT = {"image_url": "Image input", "input_audio": "Audio input", "file": "File input"}
 
 
@@ -97,7 +98,7 @@ def _call(value: Any, at: str) -> ToolCall:
 
 def arguments(fields: Fields) -> str:
     """The JSON text of a call's arguments, which nobody has to have written well; only a trap is refused."""
-    text = fields.text("arguments")
+    text = fields.text("arguments", most=MOST_ARGUMENTS)
     if text.count("[") + text.count("{") > MOST_DEPTH:
         with suppress(ValueError):
             try:

@@ -88,11 +88,12 @@ class Served:
             raise overloaded()
         self._batcher.submit(generation)
 
-    def embed(self, texts_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The mean of each text's last hidden states, of length 1, float32; in order. Waits for its turns."""
+    def embed(self, texts_ids: Sequence[Sequence[int]], gone: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
+        """The mean of each text's last hidden states, of length 1, float32; in order. Waits for its turns. gone: asked
+        before each of them; where nobody wants the rest, it is left out."""
         found: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(texts_ids)
         order = sorted(range(len(texts_ids)), key=lambda i: len(texts_ids[i]))
-        while order:
+        while order and not gone():
             together = [order.pop()]
             longest = len(texts_ids[together[0]])
             while order and (len(together) + 1) * longest <= EMBED_TOKENS:
@@ -148,6 +149,16 @@ class ModelPool:
             if future is not None and future.done() and future.exception() is None:
                 self._retired.append(future.result())
         self._make_room(0)
+
+    def answers(self) -> dict[str, float]:
+        """How many are being written, and how many wait for it."""
+        with self._lock:
+            loaded = [f.result() for f in self._engines.values() if f.done() and f.exception() is None]
+            batchers = [engine.batcher for engine in (*loaded, *self._retired)]
+        return {
+            "running": float(sum(batcher.num_rows for batcher in batchers)),
+            "waiting": float(sum(batcher.num_waiting for batcher in batchers)),
+        }
 
     def close(self) -> None:
         """Stop; whoever waits for an answer is told."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from afina.core.chat import Conversation, Tool
 from afina.engine.generation import Token
@@ -20,7 +20,17 @@ from afina.server.calls import CallPiece, CallReader
 from afina.server.chat import call_id, logprobs_object
 from afina.server.context import Context, context_of
 from afina.server.errors import ApiError
-from afina.server.inference import Answers, Prepared, Usage, answered, in_thread, is_fine_tuned, limited, prompt_of
+from afina.server.inference import (
+    Answers,
+    Prepared,
+    Usage,
+    answered,
+    as_json,
+    in_thread,
+    is_fine_tuned,
+    limited,
+    prompt_of,
+)
 from afina.server.mailbox import Piece
 from afina.server.names import new_id
 from afina.server.response_body import ResponseBody, calling_of, messages_of, tools_of
@@ -38,7 +48,7 @@ async def create(body: ResponseBody, request: Request) -> Response:
     if body.stream:
         return await unless_gone(request, stream(ctx, body))
     done = await unless_gone(request, answer(ctx, body))
-    return done if isinstance(done, Response) else JSONResponse(done)
+    return done if isinstance(done, Response) else await as_json(done, large=bool(body.top))
 
 
 async def answer(ctx: Context, body: ResponseBody, *, background: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Context = tuple[str, ...]
 
 MOST_PROPERTIES, MOST_DEPTH_OF_OBJECTS, MOST_ENUM_VALUES, MOST_CHARACTERS = 5000, 10, 1000, 120_000
 # Of any schema, strict or not: what compiles within seconds. The contract names no such limits.
-MOST_PLACES, MOST_PATTERNS, MOST_PATTERN_CHARACTERS = 50_000, 100, 10_000
+MOST_PLACES, MOST_TEXT, MOST_PATTERNS, MOST_PATTERN_CHARACTERS = 50_000, 300_000, 100, 10_000
 
 TOLERATED = {"title", "default", "$schema", "description", "examples", "$id", "$comment", "deprecated"}
 STRUCTURE = {
@@ -46,7 +46,7 @@ def check(schema: Schema, *, fine_tuned: bool) -> None:
 
 
 def check_size(schema: Schema) -> None:
-    """Raises BrokenRuleError for a schema of any kind that is too large to be held to. Notes do not count."""
+    """Raises BrokenRuleError for a schema of any kind that is too large to be held to."""
     places = characters = patterns = pattern_characters = 0
     rest: list[Any] = [schema]
     while rest and places <= MOST_PLACES:
@@ -58,9 +58,8 @@ def check_size(schema: Schema) -> None:
             rest += cast(list[Any], found)[: MOST_PLACES + 1]
         elif isinstance(found, dict):
             at = cast(Schema, found)
-            kept = {key: inner for key, inner in at.items() if key not in TOLERATED or isinstance(inner, dict)}
-            rest += kept.values()
-            characters += sum(map(len, kept))
+            rest += at.values()
+            characters += sum(map(len, at))
             named = at.get("patternProperties")
             written = [*cast(Schema, named)] if isinstance(named, dict) else []
             written += [at["pattern"]] if isinstance(at.get("pattern"), str) else []
@@ -68,12 +67,12 @@ def check_size(schema: Schema) -> None:
             pattern_characters += sum(map(len, written))
     for count, most, what in (
         (places, MOST_PLACES, "values"),
-        (characters, MOST_CHARACTERS, "characters in names, enum values and other texts"),
+        (characters, MOST_TEXT, "characters"),
         (patterns, MOST_PATTERNS, "patterns"),
         (pattern_characters, MOST_PATTERN_CHARACTERS, "characters in patterns"),
     ):
         if count > most:
-            raise BrokenRuleError(f"Expected at most {most} {what}, but found more.")
+            raise BrokenRuleError(f"Expected at most {most} {what} in the whole schema, but found more.")
 
 
 class _Check:
