@@ -1,4 +1,4 @@
-"""Requests of somebody who wishes the server ill: whatever is sent, the answer is the contract's, and others are served.
+"""Requests of somebody who wishes the server ill: the answers are the contract's, and others are served.
 
 All against a real server. AFINA_FUZZ=1 makes the random parts long. What takes a server's time (schemas, prompts and
 bodies made to be slow) is sent while a process of its own measures how long /health and a small chat take.
@@ -23,11 +23,34 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import schemathesis
+from hostile_material import (
+    AUTH,
+    BODY_TIMEOUT_S,
+    BROKEN,
+    DISPOSITION,
+    FILE,
+    FORMS,
+    GOOD,
+    IDS,
+    KEY,
+    MODEL,
+    NASTY,
+    POST,
+    PURPOSE,
+    ROUTES,
+    SAY,
+    WIRE,
+    bad_line,
+    chat,
+    keeps_contract,
+    send,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from openai_document import document
 from schemathesis import GenerationMode
+from slow_requests import BOMBS
 
 from afina.server.batches import BatchBody
 from afina.server.chat_body import ChatBody
@@ -40,10 +63,6 @@ if TYPE_CHECKING:
     from conftest import Server, StartServer
 
 LONG = bool(os.environ.get("AFINA_FUZZ"))
-MODEL = "gpt-4o-mini-2024-07-18"
-SAY = [{"role": "user", "content": "oi"}]
-KEY = "sk-afina-a-key-that-must-stay-secret"
-BODY_TIMEOUT_S = 2.0
 quick = settings(
     max_examples=2000 if LONG else 40, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -55,6 +74,8 @@ def target(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
     data_dir = tmp_path_factory.mktemp("fuzzed") / "data"
     environment = {"AFINA_API_KEY": KEY, "AFINA_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S)}
     server = start_server(data_dir, "--log-requests", environment=environment)
+    with server.http as client:
+        keeps_contract(send(client, "/v1/chat/completions", chat()), 200)  # the model is loaded
     yield server
     assert server.process.poll() is None, f"the server died: {server.errors()}"
     assert server.stop() == 0
@@ -69,29 +90,14 @@ def http(target: Server) -> Generator[httpx.Client]:
         yield client
 
 
-def keeps_contract(answer: Any, *statuses: int) -> Any:
-    """Any answer: its status is no 5xx (or one of `statuses`), it has an id, and an error has the four keys."""
-    assert answer.status_code < 500, answer.text
-    assert not statuses or answer.status_code in statuses, (answer.status_code, answer.text)
-    assert answer.headers["x-request-id"].startswith("req_")
-    if answer.status_code >= 400 and answer.request.method != "HEAD":
-        error = json.loads(answer.content)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert isinstance(error["message"], str)
-        assert error["message"]
-        assert len(answer.content) < 20_000, "an error that repeats what was sent"
-        assert all(word not in answer.text for word in ("Traceback", "<backtrace>", 'File "', KEY))
-    return answer
-
-
-def send(http: httpx.Client, path: str, body: Any) -> Any:
-    """body: anything that Python can write as JSON or nearly so."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return http.post(path, content=content, headers={"content-type": "application/json"})
-
-
-def chat(**more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "messages": SAY, "max_completion_tokens": 4, "temperature": 0, **more}
+def test_an_answer_waits_for_no_acknowledgement(http: httpx.Client) -> None:
+    """Without TCP_NODELAY each answer on a kept connection takes 40 ms more."""
+    times_s: list[float] = []
+    for _ in range(20):
+        began = time.perf_counter()
+        keeps_contract(http.get("/v1/models"), 200)
+        times_s.append(time.perf_counter() - began)
+    assert min(times_s) < 0.03, sorted(times_s)
 
 
 # -- from the API's own document -----------------------------------------------------------------------------------
@@ -117,7 +123,8 @@ def test_requests_made_from_the_api_document(target: Server, http: httpx.Client)
 
             @settings(quick, max_examples=400 if LONG else 8)
             @given(case=operation.as_strategy(generation_mode=mode))
-            def ask(case: Any, label: str = operation.label) -> None:
+            def ask(case: Any) -> None:
+                label = case.operation.label
                 headers = {"Authorization": f"Bearer {KEY}"}
                 answer = case.call(base_url=target.url, headers=headers, timeout=60)
                 seen[label] = seen.get(label, 0) + 1
@@ -132,16 +139,17 @@ def test_requests_made_from_the_api_document(target: Server, http: httpx.Client)
             except Unsatisfiable:  # a request without parts has no wrong parts
                 assert mode is GenerationMode.NEGATIVE
     print(f"{sum(seen.values())} requests to {len(seen)} operations: {dict(sorted(statuses.items()))}")
-    assert len(seen) == 23
-    assert statuses[200] > 50
+    assert len(seen) == 24
+    assert statuses[200] >= 10
     assert statuses[400] > 50
 
 
 # -- every field, every type ---------------------------------------------------------------------------------------
 
+STOPS = ["a", "e", "o", " "]  # so that answers are short, whatever length is asked for
 BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "/v1/chat/completions": (ChatBody, chat()),
-    "/v1/completions": (CompletionBody, {"model": MODEL, "prompt": "oi", "max_tokens": 2}),
+    "/v1/chat/completions": (ChatBody, chat(stop=STOPS)),
+    "/v1/completions": (CompletionBody, {"model": MODEL, "prompt": "oi", "max_tokens": 2, "stop": STOPS}),
     "/v1/embeddings": (EmbeddingBody, {"model": MODEL, "input": "oi"}),
     "/v1/responses": (ResponseBody, {"model": MODEL, "input": "oi", "max_output_tokens": 2}),
     "/v1/fine_tuning/jobs": (CreateJob, {"model": MODEL, "training_file": "file-" + "a" * 22}),
@@ -150,13 +158,6 @@ BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         {"input_file_id": "file-" + "a" * 22, "endpoint": "/v1/responses", "completion_window": "24h"},
     ),
 }
-NASTY: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**30, -(10**400), 0.5, -0.0, 1e308, 1e-320, "", "x", "\0", "auto",
-    "\ud800", "é" * 3000, "../../etc/passwd", [], [None], [[]], [[[1]]], ["x"] * 50, {}, {"": ""}, {"type": "text"},
-    {"type": "\ud800"}, {"type": {"type": []}}, {"\ud800": 1}, [{"role": "user", "content": [{"type": "text"}]}],
-    {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 10**40}}},
-    [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 3}}}],
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -187,8 +188,11 @@ def test_random_bodies(http: httpx.Client, path: str, data: st.DataObject) -> No
     keeps_contract(send(http, path, body))
 
 
+MESSAGE_KEYS = ["role", "content", "name", "tool_calls", "tool_call_id", "refusal"]
+
+
 @quick
-@given(message=st.dictionaries(st.sampled_from("role content name tool_calls tool_call_id refusal".split()), VALUES))
+@given(message=st.dictionaries(st.sampled_from(MESSAGE_KEYS), VALUES))
 def test_random_messages(http: httpx.Client, message: dict[str, Any]) -> None:
     for role in ("user", "assistant", "tool", None):
         one = message if role is None else {**message, "role": role}
@@ -236,39 +240,10 @@ def test_random_schemas(http: httpx.Client, schema: Any, strict: bool) -> None:
     keeps_contract(send(http, "/v1/chat/completions", chat(tools=[tool], tool_choice="required")))
 
 
-# -- bytes that are no request, or hardly one ----------------------------------------------------------------------
-
-BROKEN = {
-    "nan": b'{"model": NaN}', "infinite": b'{"model": -Infinity}', "huge number": b'{"seed": 1e999}',
-    "many digits": b'{"seed": ' + b"9" * 5000 + b"}", "no utf-8": b'{"model": "\xff\xfe"}', "utf-16": "{}".encode("utf-16"),
-    "cut": b'{"model": "x', "empty": b"", "space": b"  ", "deep list": b"[" * 100_000, "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
-    "two values": b"{}{}", "comment": b"{/**/}", "single quotes": b"{'a':1}", "surrogate": b'{"model": "\\ud800"}',
-    "control": b'{"model": "a\nb"}', "trailing": b'{"model": 1,}', "bom": b"\xef\xbb\xbf{}", "array": b"[]", "null": b"null",
-    "repeated": b'{"model": "a", "model": {"b": 1}}', "million keys": b"{" + b",".join(b'"k%d":1' % i for i in range(700_000)) + b"}",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/fine_tuning/jobs"])
 def test_bodies_that_are_no_json(http: httpx.Client, path: str, name: str) -> None:
     keeps_contract(send(http, path, BROKEN[name]), 400, 413)
-
-
-IDS = [
-    "%00", "a%00b", "%2F", "..", "%2e%2e", "%2e%2e%2f%2e%2e%2fafina.db", "..%5c..%5cafina.db", "file-%2e%2e%2fx", "x" * 10_000,
-    "%F0%9F%98%80", "%ff%fe", "%c0%ae", "file-" + "a" * 22, "'; DROP TABLE files;--", "%0d%0aset-cookie:%20x", "{}", "%7B7*7%7D", "*",
-    ";a=b", "a?b", "%E2%80%AE", "ft:gpt-4o:x::y", "ftjob-%00", ".incoming", "%25%32%66", "%2525", "\\", "|", "con", "~", "-",
-]  # fmt: skip
-ROUTES = [
-    ("GET", "/v1/files/{}"), ("DELETE", "/v1/files/{}"), ("GET", "/v1/files/{}/content"), ("GET", "/v1/models/{}"),
-    ("DELETE", "/v1/models/{}"), ("GET", "/v1/fine_tuning/jobs/{}"), ("POST", "/v1/fine_tuning/jobs/{}/cancel"),
-    ("POST", "/v1/fine_tuning/jobs/{}/pause"), ("POST", "/v1/fine_tuning/jobs/{}/resume"),
-    ("GET", "/v1/fine_tuning/jobs/{}/events"), ("GET", "/v1/fine_tuning/jobs/{}/checkpoints"), ("GET", "/v1/batches/{}"),
-    ("POST", "/v1/batches/{}/cancel"), ("GET", "/v1/files?after={}"), ("GET", "/v1/files?limit={}"), ("GET", "/v1/files?order={}"),
-    ("GET", "/v1/files?purpose={}"), ("GET", "/v1/fine_tuning/jobs?after={}"), ("GET", "/v1/fine_tuning/jobs?limit={}"),
-    ("GET", "/v1/fine_tuning/jobs?metadata[{0}]={0}"), ("GET", "/v1/fine_tuning/jobs?metadata={}"), ("GET", "/v1/batches?after={}"),
-    ("GET", "/v1/batches?limit={}"), ("GET", "/{}"), ("GET", "/v1/{}"), ("PATCH", "/v1/files/{}"), ("HEAD", "/v1/files/{}"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES, ids=[" ".join(route) for route in ROUTES])
@@ -296,8 +271,9 @@ def test_methods_and_headers(http: httpx.Client) -> None:
             assert answer.status_code < 500
     sent = [
         {"range": "bytes=0-1"}, {"range": "bytes=99999999999-"}, {"if-none-match": "*"}, {"if-modified-since": "x"},
-        {"accept": "\xff"}, {"accept-encoding": "gzip;q=x"}, {"x-request-id": "a\tb"}, {"openai-organization": "é" * 3000},
-        {"host": "evil"}, {"x-forwarded-for": "127.0.0.1"}, {"content-length": "0"},
+        {"accept": "\xff"}, {"accept-encoding": "gzip;q=x"}, {"x-request-id": "a\tb"},
+        {"openai-organization": "é" * 3000}, {"host": "evil"}, {"x-forwarded-for": "127.0.0.1"},
+        {"content-length": "0"},
         {"connection": "upgrade", "upgrade": "websocket"}, {"cookie": "a=" + "b" * 5000}, {"expect": "100-continue"},
     ]  # fmt: skip
     for headers in sent:
@@ -306,9 +282,7 @@ def test_methods_and_headers(http: httpx.Client) -> None:
     for key in (
         "",
         "Bearer",
-        "Bearer ",
         "Basic eDp5",
-        f"Bearer {KEY} ",
         f"bearer  {KEY}x",
         "Bearer " + "k" * 60_000,
         "\xff\xff",
@@ -332,37 +306,6 @@ def talk(server: Server, *pieces: bytes, wait_s: float = 10.0) -> bytes:
         except OSError:
             pass
         return got
-
-
-AUTH = f"authorization: Bearer {KEY}\r\nconnection: close\r\n".encode()
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + AUTH
-WIRE = {
-    "two lengths": POST + b"content-length: 2\r\ncontent-length: 5\r\n\r\n{}abc",
-    "length and chunks": POST + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "negative length": POST + b"content-length: -5\r\n\r\n{}",
-    "no number": POST + b"content-length: x\r\n\r\n{}",
-    "long number": POST + b"content-length: " + b"9" * 4000 + b"\r\n\r\n{}",
-    "length above the limit": POST + b"content-length: 99999999999\r\n\r\n{}",
-    "bad chunk": POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
-    "huge chunk": POST + b"transfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n{}\r\n0\r\n\r\n",
-    "gzip chunks": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    "no colon": b"GET /health HTTP/1.1\r\nhost x\r\n\r\n",
-    "space before colon": b"GET /health HTTP/1.1\r\nhost : x\r\n\r\n",
-    "folded": b"GET /health HTTP/1.1\r\nhost: x\r\na: b\r\n c\r\nconnection: close\r\n\r\n",
-    "no host": b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n",
-    "two hosts": b"GET /health HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n",
-    "long header": b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"b" * 200_000 + b"\r\n\r\n",
-    "many headers": b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
-    "long path": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-    "nul in header": b"GET /health HTTP/1.1\r\nhost: x\r\na: \0\r\nconnection: close\r\n\r\n",
-    "raw bytes in path": b"GET /v1/files/\xff\xfe HTTP/1.1\r\nhost: x\r\n" + AUTH + b"\r\n",
-    "http/0.9": b"GET /health\r\n\r\n",
-    "http/9": b"GET /health HTTP/9.9\r\nhost: x\r\n\r\n",
-    "no http": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    "absolute": b"GET http://evil/health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "asterisk": b"OPTIONS * HTTP/1.1\r\nhost: x\r\n" + AUTH + b"\r\n",
-    "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-}
 
 
 @pytest.mark.parametrize("name", WIRE)
@@ -394,48 +337,6 @@ def test_bodies_that_never_end(target: Server, http: httpx.Client) -> None:
     keeps_contract(http.get("/v1/models"), 200)
 
 
-# -- forms ---------------------------------------------------------------------------------------------------------
-
-DISPOSITION = b'content-disposition: form-data; name="%s"'
-FILE = DISPOSITION % b"file" + b'; filename="a.txt"'
-PURPOSE = b"--b\r\n" + DISPOSITION % b"purpose" + b"\r\n\r\nuser_data\r\n"
-FORMS: dict[str, tuple[str, bytes]] = {
-    "no boundary": ("multipart/form-data", b"--b--\r\n"),
-    "empty boundary": ("multipart/form-data; boundary=", b"----\r\n"),
-    "long boundary": ("multipart/form-data; boundary=" + "b" * 5000, b"--b--\r\n"),
-    "quoted boundary": ('multipart/form-data; boundary="b', b"--b--\r\n"),
-    "no parts": ("multipart/form-data; boundary=b", b"--b--\r\n"),
-    "nothing": ("multipart/form-data; boundary=b", b""),
-    "no name": ("multipart/form-data; boundary=b", b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n"),
-    "no disposition": ("multipart/form-data; boundary=b", b"--b\r\n\r\nx\r\n--b--\r\n"),
-    "1000 parts": ("multipart/form-data; boundary=b", PURPOSE * 1000 + b"--b--\r\n"),
-    "many parts of other names": (
-        "multipart/form-data; boundary=b",
-        b"".join(b"--b\r\n" + DISPOSITION % (b"n%d" % i) + b"\r\n\r\nx\r\n" for i in range(1000)) + b"--b--\r\n",
-    ),
-    "two files": ("multipart/form-data; boundary=b", PURPOSE + (b"--b\r\n" + FILE + b"\r\n\r\nx\r\n") * 2 + b"--b--\r\n"),
-    "nested": (
-        "multipart/form-data; boundary=b",
-        PURPOSE + b"--b\r\n" + DISPOSITION % b"file" + b"\r\ncontent-type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
-    ),
-    "long header": ("multipart/form-data; boundary=b", b"--b\r\na: " + b"x" * 100_000 + b"\r\n\r\nx\r\n--b--\r\n"),
-    "many headers": ("multipart/form-data; boundary=b", b"--b\r\n" + b"a: b\r\n" * 20_000 + b"\r\nx\r\n--b--\r\n"),
-    "long field": ("multipart/form-data; boundary=b", b"--b\r\n" + DISPOSITION % b"purpose" + b"\r\n\r\n" + b"x" * 10**6 + b"\r\n--b--\r\n"),
-    "cut": ("multipart/form-data; boundary=b", PURPOSE + b"--b\r\n" + FILE + b"\r\n\r\nabc"),
-    "no newline": ("multipart/form-data; boundary=b", b"--bx"),
-    "near boundaries": ("multipart/form-data; boundary=b", PURPOSE + b"--b\r\n" + FILE + b"\r\n\r\n" + b"\r\n--" * 500_000),
-    "newlines": ("multipart/form-data; boundary=b", b"\r\n" * 500_000),
-    "bad escape": (
-        "multipart/form-data; boundary=b",
-        b"--b\r\n" + DISPOSITION % b"file" + b"; filename*=utf-8''%ff%fe\r\n\r\nx\r\n--b--\r\n",
-    ),
-    "unknown charset": (
-        "multipart/form-data; boundary=b",
-        b"--b\r\n" + DISPOSITION % b"file" + b"; filename*=utf-7''x\r\n\r\nx\r\n--b--\r\n",
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_broken_forms(target: Server, http: httpx.Client, name: str) -> None:
     kind, body = FORMS[name]
@@ -445,9 +346,10 @@ def test_broken_forms(target: Server, http: httpx.Client, name: str) -> None:
 
 def test_names_of_files_never_become_paths(target: Server, http: httpx.Client) -> None:
     names = [
-        "../../etc/passwd", "..\\..\\x", "/etc/passwd", "a\0b", "..", ".", "con", "a" * 900, "\u202etxt.exe", "x\r\ny: z", "é/ç", " ", "%2e%2e%2f",
+        "../../etc/passwd", "..\\..\\x", "/etc/passwd", "a\0b", "..", ".", "con", "a" * 900, "\u202etxt.exe",
+        "x\r\ny: z", "é/ç", " ", "%2e%2e%2f",
     ]  # fmt: skip
-    before = {path for path in target.data_dir.parent.rglob("*")}
+    before = set(target.data_dir.parent.rglob("*"))
     ids = set()
     for name in names:
         quoted = name.encode().replace(b"\r", b"%0D").replace(b"\n", b"%0A").replace(b'"', b"%22")
@@ -458,7 +360,7 @@ def test_names_of_files_never_become_paths(target: Server, http: httpx.Client) -
             assert not {"/", "\\", "\0", "\n"} & set(kept), kept
             assert kept not in ("..", ".", "")
             ids.add(answer.json()["id"])
-    made = {path for path in target.data_dir.parent.rglob("*")} - before
+    made = set(target.data_dir.parent.rglob("*")) - before
     assert {path for path in made if path.parent.name == "files"} == {target.data_dir / "files" / one for one in ids}
     assert len(ids) >= len(names) - 2
 
@@ -552,42 +454,6 @@ def test_a_slow_reader_holds_nobody_up(target: Server, http: httpx.Client) -> No
     assert at_rest(http)["afina_requests_in_flight"] == 1
 
 
-# -- training files ------------------------------------------------------------------------------------------------
-
-GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-
-
-def _with(**changes: Any) -> dict[str, Any]:
-    """A good line whose last message is changed; ABSENT takes a key away."""
-    return {"messages": [GOOD["messages"][0], {**GOOD["messages"][1], **changes}]}
-
-
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-BAD_VALUES: list[Any] = [
-    {}, {"messages": []}, {"messages": None}, {"messages": "x"}, {"messages": {}}, {"messages": [3]}, {"messages": [GOOD["messages"][0]]},
-    {"messages": [{}]}, {"messages": [GOOD["messages"][1], GOOD["messages"][0]]}, {**GOOD, "x": 1}, {**GOOD, "tools": "x"},
-    {**GOOD, "tools": [3]}, {**GOOD, "tools": [{"type": "function"}]}, {**GOOD, "parallel_tool_calls": "yes"}, _with(role="robot"),
-    _with(role=None), _with(role=["assistant"]), _with(content=None), _with(content=3), _with(content=[]), _with(content=[{"type": "text"}]),
-    _with(content=[{"type": "image_url", "image_url": {"url": "x"}}]), _with(weight=2), _with(weight=True), _with(weight=0.5),
-    _with(name=3), _with(tool_calls=[]), _with(tool_calls="x"), _with(tool_calls=[3]), _with(tool_calls=[{**CALL, "id": 3}]),
-    _with(tool_calls=[{**CALL, "type": "x"}]), _with(tool_calls=[{**CALL, "function": {"name": "f", "arguments": "{"}}]),
-    _with(tool_calls=[{**CALL, "function": {"name": "a b", "arguments": "{}"}}]), _with(audio={"id": "x"}), _with(unknown=1), _with(content="\ud800"),
-    {"prompt": "a"}, {"input": {}, "preferred_output": []}, {"messages": [{"role": "user", "content": "a", "weight": 1}, GOOD["messages"][1]]},
-]  # fmt: skip
-BAD_BYTES = [
-    b"x", b"[]", b"3", b"null", b'"x"', b"{", b'{"messages": NaN}', b'{"a": 1e999}', b'{"a": "\xff"}', b'{"a": "\x00"}', b"{}{}", b"{'a': 1}",
-    b"[" * 5000, b'{"a":' * 5000, b'{"messages": 1, "messages": 2}', b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"a": ' + b"9" * 6000 + b"}",
-]  # fmt: skip
-
-
-def bad_line(chance: random.Random) -> bytes:
-    """A line that is wrong for sure, without a line break inside it."""
-    if chance.random() < 0.3:
-        return chance.choice(BAD_BYTES)
-    text = json.dumps(chance.choice(BAD_VALUES), ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
-    return text[: chance.randrange(1, len(text) - 1)] if chance.random() < 0.3 and len(text) > 2 else text
-
-
 def test_malformed_training_files_in_bulk(target: Server, http: httpx.Client) -> None:
     """10,000 wrong lines (fewer of them the first of their file): every job fails, and names its first wrong line."""
     chance = random.Random(5)
@@ -670,143 +536,6 @@ def watched(server: Server) -> Iterator[dict[str, float]]:
         finally:
             time.sleep(0.1)
             worst |= json.loads(process.communicate("")[0])
-
-
-def structured(schema: Any, strict: bool = False) -> dict[str, Any]:
-    return chat(
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "strict": strict, "schema": schema}}
-    )
-
-
-def closed(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [*properties],
-        "additionalProperties": False,
-        **more,
-    }
-
-
-S = {"type": "string"}
-PATTERNS = {
-    "nested plus": "(a+)+$", "counted": "(a{1,1000}){1,1000}", "choice": "(a|a)*b" * 50, "far": ".*(a|b|c|d).{0,500}e.{0,500}f",
-    "deep": "(((((a{0,50}){0,50}){0,50}){0,50}){0,50}", "letters": "\\p{L}{1,2000}", "open": "(" * 5000,
-    "words": "|".join(f"w{i}" for i in range(50_000)),
-}  # fmt: skip
-
-
-def _references(levels: int) -> dict[str, Any]:
-    """Every level names the next one twice: written out it would be 2 ** levels places."""
-    found = {
-        f"d{i}": closed({"a": {"$ref": f"#/$defs/d{i + 1}"}, "b": {"$ref": f"#/$defs/d{i + 1}"}}) for i in range(levels)
-    }
-    return closed({"r": {"$ref": "#/$defs/d0"}}, **{"$defs": {**found, f"d{levels}": closed({"z": S})}})
-
-
-def _mesh(size: int) -> dict[str, Any]:
-    """Every definition may hold every other."""
-    open_ = {f"p{j}": {"anyOf": [{"$ref": f"#/$defs/n{j}"}, {"type": "null"}]} for j in range(size)}
-    return closed({"r": {"$ref": "#/$defs/n0"}}, **{"$defs": {f"n{i}": closed(open_) for i in range(size)}})
-
-
-def _tool(parameters: Any, name: str = "f", **more: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
-
-
-BOMBS: dict[str, Callable[[], tuple[str, Any]]] = {}
-
-
-def bomb(name: str, body: Callable[[], Any], path: str = "/v1/chat/completions") -> None:
-    BOMBS[name] = lambda: (path, body())
-
-
-def _calls(count: int) -> list[dict[str, Any]]:
-    return [{**CALL, "id": f"c{i}"} for i in range(count)]
-
-
-bomb("5000 properties", lambda: structured(closed({f"p{i}": S for i in range(5000)}), True))
-bomb("100,000 properties, strict", lambda: structured(closed({f"p{i}": S for i in range(100_000)}), True))
-bomb("100,000 properties", lambda: structured({"type": "object", "properties": {f"p{i}": S for i in range(100_000)}}))
-bomb("100,000 labels", lambda: structured(closed({"e": {"enum": [f"v{i}" + "x" * 40 for i in range(100_000)]}})))
-bomb(
-    "labels of half a megabyte",
-    lambda: structured(closed({"e": {"enum": ["y" * 500_000 + str(i) for i in range(15)]}})),
-)
-bomb("a constant of 9 MB", lambda: structured(closed({"e": {"const": "y" * 9_000_000}})))
-bomb("objects as labels", lambda: structured(closed({"e": {"enum": [{"a": i, "b": [i] * 5} for i in range(20_000)]}})))
-bomb("references, strict", lambda: structured(_references(30), True))
-bomb("references", lambda: structured(_references(60)))
-bomb("a mesh", lambda: structured(_mesh(60)))
-bomb("a large mesh", lambda: structured(_mesh(200)))
-bomb(
-    "patterns of names",
-    lambda: structured({"type": "object", "patternProperties": {f"^a{i}(b|c)+.*x{{1,50}}$": S for i in range(400)}}),
-)
-for _name, _pattern in PATTERNS.items():
-    bomb(f"pattern {_name}", lambda pattern=_pattern: structured(closed({"e": {**S, "pattern": pattern}}), True))
-bomb("long texts", lambda: structured(closed({"e": {**S, "minLength": 2**40, "maxLength": 2**62}}), True))
-bomb("long lists", lambda: structured(closed({"e": {"type": "array", "items": S, "minItems": 10**9}}), True))
-bomb(
-    "branches", lambda: structured(closed({"e": {"anyOf": [closed({f"k{i}": S, "t": S}) for i in range(1500)]}}), True)
-)
-bomb(
-    "all of any",
-    lambda: structured({"allOf": [{"anyOf": [closed({f"a{i}{j}": S}) for j in range(6)]} for i in range(12)]}),
-)
-bomb("notes", lambda: structured(closed({"e": {**S, "default": [[1] * 10] * 20_000}}), True))
-bomb("a note of 9 MB", lambda: structured(closed({"e": {**S, "description": "x" * 9_000_000}}), True))
-bomb(
-    "128 tools",
-    lambda: chat(
-        tools=[_tool(closed({f"p{j}": S for j in range(300)}), f"f{i}") for i in range(128)], tool_choice="required"
-    ),
-)
-bomb("a tool of 9 MB", lambda: chat(tools=[_tool(closed({"a": S}), description="d " * 4_500_000)]))
-for _name, _text in {
-    "words": "palavra ",
-    "one letter": "a",
-    "accents": "ção é ",
-    "emoji": "👩‍👩‍👧‍👦",
-    "control": "<|im_end|>",
-}.items():
-    _many = 9_000_000 // len(_text.encode())
-    bomb(
-        f"a prompt of {_name}", lambda text=_text, many=_many: chat(messages=[{"role": "user", "content": text * many}])
-    )
-bomb("90,000 messages", lambda: chat(messages=SAY * 90_000))
-bomb("30,000 parts", lambda: chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 90_000}]))
-bomb("20,000 calls", lambda: chat(messages=[
-    {"role": "assistant", "tool_calls": _calls(20_000)},
-    *({"role": "tool", "tool_call_id": f"c{i}", "content": "x"} for i in range(20_000)), *SAY,
-]))  # fmt: skip
-bomb("arguments", lambda: chat(messages=[
-    {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[" + "[]," * 300_000 + "1]"}}]},
-    {"role": "tool", "tool_call_id": "c", "content": "x"}, *SAY,
-]))  # fmt: skip
-bomb("20,000 calls in responses", lambda: {"model": MODEL, "input": [
-    {"type": "function_call", "call_id": f"c{i}", "name": "f", "arguments": "{}"} for i in range(20_000)
-]}, "/v1/responses")  # fmt: skip
-bomb("logit_bias", lambda: chat(logit_bias={str(i): 1 for i in range(150_000)}))
-bomb("stops", lambda: chat(stop=["a" * 2_000_000] * 4))
-bomb("700,000 unknown keys", lambda: {**chat(), **{f"k{i}": 1 for i in range(700_000)}})
-bomb("150,000 unknown keys", lambda: {**chat(), **{f"k{i}": 1 for i in range(150_000)}})
-bomb("metadata", lambda: chat(metadata={f"k{i}": 1 for i in range(150_000)}))
-bomb("modalities", lambda: chat(modalities=[1] * 900_000))
-bomb("include", lambda: {"model": MODEL, "input": "oi", "include": [1] * 900_000}, "/v1/responses")
-bomb("5,000,000 numbers", lambda: [0] * 4_900_000)
-bomb("tokens", lambda: {"model": MODEL, "input": [1] * 900_000}, "/v1/embeddings")
-bomb("2048 prompts", lambda: {"model": MODEL, "prompt": ["oi"] * 2048, "max_tokens": 1}, "/v1/completions")
-bomb(
-    "n = 128 with log-probabilities",
-    lambda: chat(n=128, max_completion_tokens=60, logprobs=True, top_logprobs=20, temperature=2),
-)
-bomb(
-    "hyperparameters",
-    lambda: {"model": MODEL, "training_file": "x", "hyperparameters": {f"k{i}": 1 for i in range(150_000)}},
-    "/v1/fine_tuning/jobs",
-)
-bomb("a model's name", lambda: {"model": "é" * 4_000_000, "training_file": "x"}, "/v1/fine_tuning/jobs")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MOST_MESSAGE = 2000  # characters; a message may quote what was sent
+MOST_MESSAGE = 10_000  # characters; a message may quote what was sent
 
 
 class ApiError(Exception):
