@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio.from_thread
 from openai import OpenAI
 
-from afina.server.batch_worker import _workers
 from afina.server.batches import start_batches
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def portal(api: Api) -> anyio.from_thread.BlockingPortal:
 @contextlib.contextmanager
 def batches_running(api: Api) -> Iterator[None]:
     """The batch worker of a server that did not start one itself."""
-    if api.context.pool in _workers:
+    if api.context.batches is not None:
         yield
         return
     worker = portal(api).call(functools.partial(start_batches, api.context))
@@ -84,7 +83,7 @@ def batches_running(api: Api) -> Iterator[None]:
         yield
     finally:
         portal(api).call(worker.stop)
-        del _workers[api.context.pool]
+        api.context.batches = None
 
 
 def wait_for(true: Callable[[], bool], what: str, patience_s: float = 60) -> None:

@@ -45,7 +45,7 @@ from hostile_material import (
     keeps_contract,
     send,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from openai_document import document
@@ -226,6 +226,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@example(schema={"type": []}, strict=False)
 @quick
 @given(schema=SCHEMAS, strict=st.booleans())
 def test_random_schemas(http: httpx.Client, schema: Any, strict: bool) -> None:

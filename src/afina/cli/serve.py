@@ -54,6 +54,8 @@ def serve(
     Prints its address, a key at the first start, and four lines of Python to try. AFINA_API_KEY presets the key,
     AFINA_DATABASE_URL names a PostgreSQL.
     """
+    # Before torch is loaded: idle threads of a product sleep instead of spinning on a core that answers are sent from.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = _settings(config, host=host, port=port, data_dir=data_dir)
     from afina.server.run import serve as run
 

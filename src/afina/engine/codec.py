@@ -125,7 +125,7 @@ class Codec:
 
     def completion_prompt(self, text: str) -> list[int]:
         """A plain prompt: what the tokenizer puts before a text (bos, if it does), then the text."""
-        ids = self._plain.encode(text, add_special_tokens=True).ids
+        ids = self._encoded(text, add_special_tokens=True)
         while ids and ids[-1] == self.eos:  # some tokenizers end every text
             ids.pop()
         return ids
@@ -178,7 +178,11 @@ class Codec:
         return token is not None and not before
 
     def _run(self, text: str) -> list[int]:
-        return self._plain.encode(text, add_special_tokens=False).ids if text else []
+        return self._encoded(text, add_special_tokens=False) if text else []
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As a batch of one: the tokenizer lets other threads run meanwhile only for batches."""
+        return self._plain.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def answer_text(self, text: str) -> list[int]:
         """Tokens of text that continues other text: no bos, no leading space of SentencePiece."""

@@ -104,6 +104,8 @@ class Writer:
                 self._end(state)
             elif len(decision.allowed) == 1:
                 self.take(int(decision.allowed[0]))
+            elif not len(decision.allowed):
+                raise SchemaError(f"{decision.path!r}: no value fits the schema.")
             else:
                 return decision
 
@@ -265,7 +267,10 @@ class _OpenState:
             self._done = True
             return False
         if not self._matcher.consume_token(token):
-            raise AssertionError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().partition("\n")[0]
+            if self._matcher.is_error():  # one of llguidance's limits, which the schema is too large for
+                raise SchemaError(f"{self.event.path!r}: {reason}")
+            raise AssertionError(f"token {token} is not in the grammar: {reason}")
         self._count += 1
         return True
 

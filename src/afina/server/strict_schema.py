@@ -46,7 +46,7 @@ def check(schema: Schema, *, fine_tuned: bool) -> None:
 
 
 def check_size(schema: Schema) -> None:
-    """Raises BrokenRuleError for a schema of any kind that is too large to be held to."""
+    """Raises BrokenRuleError for a schema of any kind that is too large to be held to, or that allows nothing."""
     places = characters = patterns = pattern_characters = 0
     rest: list[Any] = [schema]
     while rest and places <= MOST_PLACES:
@@ -58,6 +58,8 @@ def check_size(schema: Schema) -> None:
             rest += cast(list[Any], found)[: MOST_PLACES + 1]
         elif isinstance(found, dict):
             at = cast(Schema, found)
+            if at.get("type") == []:
+                raise BrokenRuleError("'type' is an empty array, so no value fits the schema.")
             rest += at.values()
             characters += sum(map(len, at))
             named = at.get("patternProperties")
