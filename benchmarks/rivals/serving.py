@@ -178,11 +178,10 @@ def over_http(command: list[str], env: dict[str, str], port: int, model: str, ki
 
 def engine_load(served: Any, kind: str, clients: int, seconds: float) -> Load:
     """As many requests under way as there are clients; the next one is sent where the last one ended."""
+    from afina.core.chat import Conversation, Message
     from afina.engine.generation import Delta, Generation
     from afina.engine.sampling import Sampling
     from afina.engine.shapes import JsonSchema, Text
-
-    from afina.core.chat import Conversation, Message
 
     texts, load, began = sentences(), Load(), time.perf_counter()
     ended = threading.Semaphore(0)
@@ -226,7 +225,6 @@ def engine(kinds: list[str], plan: Any) -> Any:
     from afina.server.config import ServerConfig
     from afina.server.places import Places
     from afina.server.pool import ModelPool
-
     from afina.server.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
