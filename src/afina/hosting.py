@@ -6,8 +6,6 @@ Every answer of a hosted model is kept in `answers.sqlite`, so that nothing is a
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +17,7 @@ from afina.core.errors import RunError
 from afina.core.predictor import Example
 from afina.core.storage import read_json, write_json, write_jsonl
 from afina.core.task import Task
-from afina.data.prepare import Prepared, load_prepared, summary_lines
-from afina.data.prepare import prepare as prepare_data
+from afina.data.prepare import Prepared
 from afina.evaluation.runner import SystemRun, run_system
 from afina.evaluation.runner import evaluate as evaluate_systems
 from afina.pipeline import say
@@ -31,7 +28,7 @@ from afina.providers.client import Connection, connect, find_provider
 from afina.providers.prices import FREE, dollars
 from afina.providers.tokens import counter
 from afina.providers.wording import training_lines
-from afina.runs import STAGING, Run, environment
+from afina.runs import Run, environment
 from afina.strategies.hosted import HostedPredictor
 from afina.training import hosted
 from afina.training.hosted import Agree, HostedResult, Quote
@@ -52,24 +49,7 @@ def connection_of(recipe: Recipe) -> Connection:
 
 def prepare(opened: Run, *, quiet: bool = False) -> Prepared:
     """`pipeline.prepare`, with lengths counted as the provider counts them."""
-    if opened.is_done("prepare", opened.data_key):
-        with contextlib.suppress(RunError):  # damaged since: they are made again
-            prepared = load_prepared(opened.data)
-            opened.claim()
-            return prepared
-    staging = opened.folder / STAGING
-    try:
-        prepared = prepare_data(opened.recipe, opened.task, staging, _token_lengths(opened.task))
-        opened.claim()
-    except BaseException:
-        opened.release()
-        raise
-    shutil.rmtree(opened.data, ignore_errors=True)
-    staging.rename(opened.data)
-    opened.mark_done("prepare", opened.data_key)
-    if not quiet:
-        say(*summary_lines(prepared.report))
-    return prepared
+    return pipeline.prepare(opened, quiet=quiet, lengths=lambda run: _token_lengths(run.task))
 
 
 def _token_lengths(task: Task) -> Any:

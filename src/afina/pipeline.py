@@ -85,10 +85,13 @@ def run(opened: Run) -> dict[str, Any]:
 # -- 1. data --------------------------------------------------------------------------------------
 
 
-def prepare(opened: Run, *, quiet: bool = False) -> Prepared:
+def prepare(
+    opened: Run, *, quiet: bool = False, lengths: Callable[[Run], Callable[[Example], int]] | None = None
+) -> Prepared:
     """Split examples, from the run folder if they are already there. Raises DataError, SchemaError.
 
-    quiet: say nothing of what was found; the caller does.
+    quiet: say nothing of what was found; the caller does. lengths: makes what counts an example's tokens; as the
+    recipe's local model counts them when not given.
     """
     if opened.is_done("prepare", opened.data_key):
         with contextlib.suppress(RunError):  # damaged since: they are made again
@@ -97,7 +100,7 @@ def prepare(opened: Run, *, quiet: bool = False) -> Prepared:
             return prepared
     staging = opened.folder / STAGING
     try:
-        prepared = prepare_data(opened.recipe, opened.task, staging, _longest_part(opened))
+        prepared = prepare_data(opened.recipe, opened.task, staging, (lengths or _longest_part)(opened))
         opened.claim()
     except BaseException:
         opened.release()

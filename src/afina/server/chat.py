@@ -213,7 +213,27 @@ def logprobs_object(tokens: Iterable[Token]) -> dict[str, Any]:
 # -- the stream -------------------------------------------------------------------------------
 
 
-class Chunks:
+class Completions:
+    """What the streams of chat and completions have in common. head: the fields of every event."""
+
+    head: dict[str, Any]
+    include_usage: bool
+
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
+        told = {"usage": usage} if self.include_usage else {}
+        return event({**self.head, "choices": choices, **told})
+
+    def closing(self, usage: Usage) -> Iterable[bytes]:
+        if self.include_usage:
+            yield self._event([], usage_object(usage))
+        yield DONE
+
+    def failing(self, error: ApiError) -> Iterable[bytes]:
+        yield event(error.body)
+        yield DONE
+
+
+class Chunks(Completions):
     """Writes `chat.completion.chunk` events. Choices come in the order in which they are generated, told by index."""
 
     def __init__(self, asked: Asked, include_usage: bool) -> None:
@@ -275,16 +295,3 @@ class Chunks:
         logprobs = logprobs_object(tokens) if tokens and self.asked.logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return self._event([choice], None)
-
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
-        told = {"usage": usage} if self.include_usage else {}
-        return event({**self.head, "choices": choices, **told})
-
-    def closing(self, usage: Usage) -> Iterable[bytes]:
-        if self.include_usage:
-            yield self._event([], usage_object(usage))
-        yield DONE
-
-    def failing(self, error: ApiError) -> Iterable[bytes]:
-        yield event(error.body)
-        yield DONE

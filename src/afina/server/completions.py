@@ -17,7 +17,7 @@ from pydantic import Field
 from afina.engine.generation import Token
 from afina.engine.sampling import Sampling
 from afina.engine.shapes import Text
-from afina.server.chat import usage_object
+from afina.server.chat import Completions, usage_object
 from afina.server.chat_body import (
     Choices,
     Penalty,
@@ -30,7 +30,7 @@ from afina.server.chat_body import (
     only_with,
 )
 from afina.server.context import Context, context_of
-from afina.server.errors import ApiError, bad_request, not_served
+from afina.server.errors import bad_request, not_served
 from afina.server.fields import array_too_long, as_text, empty_array, too_large, too_small, wrong_type
 from afina.server.inference import (
     Answers,
@@ -48,7 +48,7 @@ from afina.server.inference import (
 )
 from afina.server.mailbox import Piece
 from afina.server.names import new_id
-from afina.server.streaming import DONE, EventStream, event, unless_gone
+from afina.server.streaming import EventStream, unless_gone
 from afina.server.wire import Body, now
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _logprobs(tokens: list[Token], count: int, offset: int) -> dict[str, Any]:
 # -- the stream -------------------------------------------------------------------------------
 
 
-class Chunks:
+class Chunks(Completions):
     """Writes a `text_completion` event for every piece."""
 
     def __init__(self, asked: Asked) -> None:
@@ -317,16 +317,3 @@ class Chunks:
         self.written[index] += sum(len(token.text.decode("utf-8", "replace")) for token in tokens)
         choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
         return self._event([choice], None)
-
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
-        told = {"usage": usage} if self.include_usage else {}
-        return event({**self.head, "choices": choices, **told})
-
-    def closing(self, usage: Usage) -> Iterable[bytes]:
-        if self.include_usage:
-            yield self._event([], usage_object(usage))
-        yield DONE
-
-    def failing(self, error: ApiError) -> Iterable[bytes]:
-        yield event(error.body)
-        yield DONE
