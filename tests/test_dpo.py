@@ -25,8 +25,6 @@ from afina.training.local import TrainResult
 from afina.training.settings import Settings
 from afina.training.watch import Measure, StepDone, TrainingStopped, WriteWeights
 
-pytest.importorskip("trl")
-
 SHAPES: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full", "learning_rate": 1e-3},
     "lora": {"finetuning_type": "lora", "lora_r": 4, "lora_dropout": 0.2, "learning_rate": 1e-2},

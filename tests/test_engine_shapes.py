@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from test_engine import NANO, random_schema, tiny_llama
 from transformers import AutoTokenizer
 
@@ -75,13 +76,8 @@ def closing(codec: Codec) -> dict[int, float]:
 
 
 def validator(schema: Any) -> Callable[[Any], bool]:
-    """Another's judgement: jsonschema, or jsonschema-rs where that is installed instead."""
-    try:
-        import jsonschema  # type: ignore[import-not-found]
-
-        return jsonschema.Draft202012Validator(schema).is_valid
-    except ImportError:
-        return pytest.importorskip("jsonschema_rs").Draft202012Validator(schema).is_valid
+    """Another's judgement."""
+    return Draft202012Validator(schema).is_valid
 
 
 def finite(text: str) -> Any:

@@ -325,7 +325,6 @@ def test_a_chain_of_whole_models(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [{}, {"finetuning_type": "lora", "lora_r": 8}], ids=["whole", "lora"])
 def test_preferences(tmp_path: Path, train: dict[str, Any]) -> None:
-    pytest.importorskip("trl")
     numbers = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0, "beta": 0.1}
     folder = job(tmp_path / "job", line=preference_line, method="dpo", hyperparameters=numbers, train=train)
     process = start(folder)

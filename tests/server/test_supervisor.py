@@ -167,7 +167,8 @@ def test_only_three_checkpoints_are_kept(desk: Desk) -> None:
 
 
 def test_spec_is_what_the_process_reads(desk: Desk) -> None:
-    job_process = pytest.importorskip("afina.server.job_process")
+    from afina.server import job_process
+
     executor = Stepwise()
     server, job_id = by_hand(desk, executor), desk.add_job(examples=1000, batch_size=4)
     server.checker.check_next()
