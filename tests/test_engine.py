@@ -69,7 +69,7 @@ def test_training_and_serving_have_the_same_tokens(tokenizer: Any) -> None:
     task = task_of(RICH, reasoning="porque")
     renderer = Renderer(task, Codec(tokenizer), "completion")
     part = task.parts[0]
-    example = Example("1", {"f1": ATTACK, "f2": "ação “é”"}, GOLD, "sobe, logo é bom")
+    example = Example("1", {"f1": ATTACK, "f2": "ação “é”"}, GOLD, {"": "sobe, logo é bom"})
     encoded = renderer.encode(part, example)
     assert encoded is not None
     prompt, _ = renderer.prompt(part, example.inputs)

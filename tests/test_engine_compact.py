@@ -152,7 +152,7 @@ def test_training_and_serving_have_the_same_tokens(codec: Codec) -> None:
     cases.append((Task("t", "x", {"f1": "f1"}, schemas.normalise(long)), {"m": ["a"] * 32, "x": True}))
     for task, gold in cases:
         renderer, part = compact(task, codec), task.parts[0]
-        encoded = renderer.encode(part, Example("1", {"f1": ATTACK, "f2": "ação “é”"}, gold, "sobe, logo é bom"))
+        encoded = renderer.encode(part, Example("1", {"f1": ATTACK, "f2": "ação “é”"}, gold, {"": "sobe, logo é bom"}))
         assert encoded is not None
         prompt = list(encoded.input_ids[: encoded.num_prompt])
         writer = renderer.writer(part, 512)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afina import __version__
-from afina.core.config import Recipe, load_task
+from afina.core.config import NOT_DECIDING, Recipe, load_task
 from afina.core.errors import RunError
 from afina.core.storage import (
     digest,
@@ -86,7 +86,17 @@ class Run:
 
     @property
     def evaluate_key(self) -> str:
-        return digest([self.train_key, self.recipe.compare, self.recipe.answer.model_dump(mode="json")])
+        recipe = self.recipe
+        groups = [
+            recipe.answer,
+            recipe.distill,
+            recipe.comparison,
+            *recipe.models.values(),
+            *recipe.strategies.values(),
+        ]
+        settings = [group.model_dump(mode="json", exclude=set(NOT_DECIDING)) for group in groups]
+        names = [recipe.compare, list(recipe.models), list(recipe.strategies)]
+        return digest([self.train_key, names, settings])
 
     @property
     def keys(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib
 import json
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from afina.core import schema as schemas
+from afina.core.config_base import Config
 from afina.core.errors import RecipeError, SchemaError
 from afina.core.storage import digest
+from afina.core.strategy_config import (
+    BUILT_IN,
+    STUDENT,
+    ComparisonConfig,
+    DistillConfig,
+    ModelConfig,
+    StrategyConfig,
+    inner_of,
+    models_of,
+    strategy_keys,
+)
 from afina.core.task import Task
 
 Auto = Literal["auto"]
@@ -47,17 +60,13 @@ HOSTED_KEYS = {
     "max_length",
 }  # fmt: skip
 HOSTED_MAX_LENGTH = 65_536  # tokens: the training context of gpt-4o and gpt-4.1
-NOT_DECIDING = ("api_key_env", "max_cost_usd", "prices")  # may change between the parts of a continued run
+NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
+# May change between the parts of a continued run.
+NOT_DECIDING = ("api_key_env", "max_cost_usd", "prices", "concurrency", "batch", "timeout_s")
 HOSTED_NAMES = {
     "num_train_epochs": "n_epochs", "per_device_train_batch_size": "batch_size",
     "learning_rate": "learning_rate_multiplier",
 }  # fmt: skip
-
-
-class Config(BaseModel):
-    """Frozen; an unknown key is an error with a suggestion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class TaskConfig(Config):
@@ -267,7 +276,7 @@ class TrainConfig(Config):
     logging_steps: int = Field(default=5, ge=1)
     eval_steps: int | Auto = Field(default="auto", description="Steps between validation losses and checkpoints.")
     early_stopping_patience: int | None = Field(default=None, ge=1, description="Evaluations without improvement.")
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
     adapt: AdaptConfig | None = None
 
     @model_validator(mode="before")
@@ -369,9 +378,15 @@ class Recipe(Config):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     answer: AnswerConfig = AnswerConfig()
-    compare: list[Literal["majority", "tfidf", "zero-shot", "finetuned"]] = Field(
-        default=["majority", "tfidf", "zero-shot", "finetuned"], min_length=1
+    models: dict[str, ModelConfig] = Field(default_factory=dict, description="Models that strategies ask, by name.")
+    strategies: dict[str, StrategyConfig] = Field(default_factory=dict, description="Ways to answer, by name.")
+    distill: DistillConfig = DistillConfig()
+    compare: list[str] = Field(
+        default=list(BUILT_IN),
+        min_length=1,
+        description="majority, tfidf, zero-shot, finetuned, names of `strategies`, and student-KIND of `distill`.",
     )
+    comparison: ComparisonConfig = ComparisonConfig()
     seed: int = Field(default=42, ge=0, lt=2**32)
     output_dir: Path | None = Field(default=None, description="The run folder; runs/<task name> when not given.")
 
@@ -421,6 +436,45 @@ class Recipe(Config):
             raise ValueError(f"a system stands twice in {compare}. Remove one.")
         return compare
 
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Recipe:
+        """Every name that a strategy, the comparison or the distillation uses, and no strategy that uses itself."""
+        for name in (*self.strategies, *self.models):
+            if name in (*BUILT_IN, "base", "table") or name.startswith(STUDENT) or not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is taken or no name (letters, digits, - and _). Choose another.")
+        for name, strategy in self.strategies.items():
+            where = f"strategies.{name}"
+            for model in models_of(strategy):
+                self._require(model, ("base", *self.models), f"{where}: {model!r} is no model")
+            for inner in inner_of(strategy):
+                self._require(inner, self._answerers, f"{where}: {inner!r} is no strategy")
+        for name in self.strategies:
+            self._refuse_circle(name, ())
+        for name in self.compare:
+            students = [STUDENT + kind for kind in self.distill.students]
+            self._require(name, (*self._answerers, *students), f"compare: {name!r} is no system")
+        if self.comparison.reference is not None:
+            self._require(self.comparison.reference, self.compare, "comparison.reference is not compared")
+        self._require(self.distill.teacher, ("table", *self._answerers), "distill.teacher is no strategy")
+        return self
+
+    @property
+    def _answerers(self) -> tuple[str, ...]:
+        return (*BUILT_IN, *self.strategies)
+
+    @staticmethod
+    def _require(name: str, known: Sequence[str], problem: str) -> None:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{problem}. Known here: {', '.join(known)}.{hint}")
+
+    def _refuse_circle(self, name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise ValueError(f"strategies.{name} needs itself: {' -> '.join((*above, name))}.")
+        for inner in inner_of(self.strategies[name]) if name in self.strategies else ():
+            self._refuse_circle(inner, (*above, name))
+
     @property
     def run_dir(self) -> Path:
         return self.output_dir or Path("runs") / self.task.name
@@ -433,7 +487,9 @@ class Recipe(Config):
     def hash(self) -> str:
         """Of all that decides the result: everything but where the run is kept, and what it may cost."""
         kept = {k: v for k, v in self.resolved().items() if k != "output_dir"}
-        kept["train"] = {k: v for k, v in kept["train"].items() if k not in NOT_DECIDING}
+        for group in (kept["train"], kept["comparison"], *kept["models"].values()):
+            for name in NOT_DECIDING:
+                group.pop(name, None)
         return digest(kept)
 
 
@@ -476,13 +532,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 PATHS = (
     ("data", "path"), ("data", "validation_path"), ("data", "test_path"), ("train", "adapt", "path"),
-    ("train", "prices"), ("train", "rounds"),
+    ("train", "prices"), ("train", "rounds"), ("distill", "rows"), ("models", "*", "prices"),
 )  # fmt: skip
 
 
 def _rebase(raw: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
     node: Any = raw
-    for key in keys[:-1]:
+    for at, key in enumerate(keys[:-1]):
+        if key == "*":
+            for inner in node.values() if isinstance(node, dict) else ():
+                _rebase(inner, keys[at + 1 :], folder)
+            return
         node = node.get(key) if isinstance(node, dict) else None
     if not isinstance(node, dict):
         return
@@ -594,6 +654,8 @@ LIMITS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most
 
 def _key(problem: Mapping[str, Any]) -> str:
     place = [str(part) for part in problem["loc"] if part not in BRANCHES]
+    if place[:1] == ["strategies"] and len(place) > 2:
+        del place[2]  # pydantic names the kind of strategy after the strategy's own name
     return ".".join(part for part in place if not part.startswith(("literal[", "constrained-", "function-")))
 
 
@@ -612,7 +674,10 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
     problem, place = problems[0], key.split(".")
     if problem["type"] == "extra_forbidden":
         known = list(known_keys())
-        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(place[:-1])]
+        group = [place[0], "*"] if place[0] == "models" else place[:-1]
+        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(group)]
+        if place[0] == "strategies":
+            siblings = [f"{'.'.join(group)}.{k}" for k in strategy_keys(problem["loc"][2])]
         alias = ALIASES.get(place[-1])
         matches = [k for k in known if alias and k.rpartition(".")[2] == alias]
         matches += [k for k in known if k.rpartition(".")[2] == place[-1]]
@@ -620,8 +685,13 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
         matches += [named[name] for name in difflib.get_close_matches(place[-1], named, n=1, cutoff=0.6)]
         matches += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
         names = ", ".join(name.rpartition(".")[2] for name in siblings) or "nothing"
+        matches = [match.replace("*", place[1]) for match in matches]
         hint = f"Did you mean {matches[0]}?" if matches else f"Known here: {names}."
         return f"unknown key {key}. {hint}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.strategy: found {problem['ctx']['tag']!r}, expected {problem['ctx']['expected_tags']}."
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}: has no strategy. Add one: zero-shot, few-shot, cot, vote, negotiate or cascade."
     if problem["type"] == "missing":
         return f"{key} is missing, and it has no default. Add it; `afina schema` describes every key."
     if problem["type"] == "value_error":
@@ -633,13 +703,16 @@ def _explain(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+ANY_NAME = "*."  # in a dotted key: whatever the user called it
+
+
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the recipe."""
     for name, info in model.model_fields.items():
         yield prefix + name
         for inner in (info.annotation, *typing.get_args(info.annotation)):
             if isinstance(inner, type) and issubclass(inner, Config):
-                yield from known_keys(inner, f"{prefix}{name}.")
+                yield from known_keys(inner, f"{prefix}{name}.{ANY_NAME if inner is ModelConfig else ''}")
 
 
 # -- the task ----------------------------------------------------------------------------------

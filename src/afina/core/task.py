@@ -115,7 +115,7 @@ class Task:
         if value is None:
             return None
         if self.reasoning:
-            value = {self.reasoning: example.reasoning or "", **value}
+            value = {self.reasoning: example.rationale(part.key) or "", **value}
         return schemas.canonical(value, part.schema)
 
     def questions(self, inputs: Inputs) -> Iterator[tuple[Part, list[tuple[str, str]]]]:
@@ -128,6 +128,12 @@ class Task:
         if not self.part_inputs:
             return self._without_reasoning(answers[0])
         return {part.key: self._without_reasoning(answer) for part, answer in zip(self.parts, answers, strict=True)}
+
+    def rationales(self, answers: list[Any]) -> dict[str, str]:
+        """Part key -> the reasoning in the parts' answers; empty for a task without."""
+        if not self.reasoning:
+            return {}
+        return {part.key: answer[self.reasoning] for part, answer in zip(self.parts, answers, strict=True)}
 
     def _without_reasoning(self, value: Any) -> Any:
         if self.reasoning and isinstance(value, dict):

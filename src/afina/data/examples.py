@@ -53,7 +53,7 @@ def read_examples(data: DataConfig, task: Task, path: Path, *, id_prefix: str = 
     table = read_table(path, format=data.format, delimiter=data.delimiter, header=data.header)
     num_read = table.num_read
     answers = _check_columns(path, table, task, data)
-    reasoning = _reasoning_column(path, table, task, data)
+    reasoning = _reasoning_columns(path, table, task, data)
     examples: list[Example] = []
     rejected = list(table.rejections)
     seen: dict[str, int] = {}
@@ -96,25 +96,41 @@ def check_inputs(path: Path, table: Table, task: Task, *, has_recipe: bool = Tru
             raise missing_column(path, table, column, f"task input {name!r}", setting)
 
 
-def _reasoning_column(path: Path, table: Table, task: Task, data: DataConfig) -> str | None:
+def _reasoning_columns(path: Path, table: Table, task: Task, data: DataConfig) -> dict[str, str]:
+    """Part key -> column with its reasoning; the key "" for one column that all parts share."""
     if not task.reasoning:
-        return None
+        return {}
     named = data.columns.get(task.reasoning, task.reasoning)
-    if isinstance(named, str) and has_column(named, table):
-        return named
+    if isinstance(named, dict):
+        return _columns_of_parts(path, table, task, named)
+    if has_column(named, table):
+        return {"": named}
     if "" in data.columns or table.format in ("chat", "alpaca"):
-        return None  # it stands inside the answer's JSON
+        return {}  # it stands inside the answer's JSON
     raise missing_column(
         path,
         table,
-        str(named),
+        named,
         "task.reasoning",
         f"data.columns: {{{{{task.reasoning}: {{}}}}}}, or leave out task.reasoning",
     )
 
 
+def _columns_of_parts(path: Path, table: Table, task: Task, named: Mapping[str, str]) -> dict[str, str]:
+    keys = [part.key for part in task.parts]
+    if sorted(named) != sorted(keys) or keys == [""]:
+        wanted = f"one column for each of {keys}" if keys != [""] else "one column, for the task has no parts"
+        raise DataError(f"data.columns.{task.reasoning}: found {dict(named)}, expected {wanted}.")
+    for key, column in named.items():
+        if not has_column(column, table):
+            raise missing_column(
+                path, table, column, f"reasoning of part {key!r}", f"data.columns.{task.reasoning}.{key}: {{}}"
+            )
+    return dict(named)
+
+
 def _example(
-    row: Row, task: Task, data: DataConfig, answers: Answers, reasoning_column: str | None, id_prefix: str
+    row: Row, task: Task, data: DataConfig, answers: Answers, reasoning_columns: Mapping[str, str], id_prefix: str
 ) -> Example:
     inputs = row_inputs(row.values, task)
     _refuse_empty(inputs, task)
@@ -123,9 +139,11 @@ def _example(
         identity = text_of(cell(row.values, data.id_column))
         if not identity:
             raise RowError("empty id", f"{data.id_column!r} is empty, expected the row's id")
-    output, reasoning = answers.read(row)
-    if reasoning_column:
-        reasoning = text_of(cell(row.values, reasoning_column)) or None
+    output, written = answers.read(row)
+    reasoning = {key: text_of(cell(row.values, column)) for key, column in reasoning_columns.items()}
+    if written:
+        reasoning.setdefault("", written)
+    reasoning = {key: text for key, text in reasoning.items() if text}
     return Example(identity, inputs, output, reasoning, row.line)
 
 

@@ -263,7 +263,7 @@ def _to_json(example: Example) -> dict[str, Any]:
         "cluster": example.cluster,
         "inputs": dict(example.inputs),
         "output": example.output,
-        "reasoning": example.reasoning,
+        "reasoning": dict(example.reasoning),
     }
 
 

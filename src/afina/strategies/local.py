@@ -161,7 +161,10 @@ class LocalPredictor:
             error = problems(output, self.task.output)
             if error is None:
                 confidence, probabilities = self._confidence(answers)
-                return Prediction(output, confidence, probabilities, usage, latency_s, truncated=truncated)
+                reasoning = self.task.rationales(values)
+                return Prediction(
+                    output, confidence, probabilities, usage, latency_s, truncated=truncated, reasoning=reasoning
+                )
         return Prediction(usage=usage, latency_s=latency_s, truncated=truncated, error=error)
 
     def _value(self, answer: Answer) -> Any:
