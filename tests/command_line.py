@@ -91,8 +91,11 @@ def recipe_text(**changes: Any) -> str:
     return yaml.safe_dump(raw, allow_unicode=True, sort_keys=False)
 
 
-def untrained_specialist(folder: Path) -> Path:
-    """A real specialist folder around the embedded model as it is: quick to make, good to damage."""
+def untrained_specialist(folder: Path, **changes: Any) -> Path:
+    """A real specialist folder around the embedded model as it is: quick to make, good to damage.
+
+    changes: of the small recipe, whose task it is.
+    """
     from afina import __version__
     from afina.core.config import load_task, make_recipe
     from afina.engine.codec import Codec
@@ -101,7 +104,7 @@ def untrained_specialist(folder: Path) -> Path:
     from afina.strategies.finetuned import Manifest
 
     shutil.copytree(ASSETS / "nano", folder, ignore=shutil.ignore_patterns("*.md"))
-    task = load_task(make_recipe(yaml.safe_load(recipe_text())).task)
+    task = load_task(make_recipe(yaml.safe_load(recipe_text(**changes))).task)
     renderer = Renderer(task, Codec(load_tokenizer(str(folder))), "completion")
     Manifest(
         task=task.to_json(),

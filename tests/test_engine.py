@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from afina.core import schema as schemas
 from afina.core.config import load_task, make_recipe
 from afina.core.predictor import Example
+from afina.core.storage import digest
 from afina.core.task import Task
 from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, field_confidence, write_answers
+from afina.engine.loader import load_tokenizer
 from afina.engine.renderer import Renderer
 from afina.engine.writer import check_grammar
 
@@ -335,3 +337,9 @@ def test_stories260k_answers_the_task(shared_data: Path) -> None:
     for prediction in found:
         assert schemas.problems(prediction.output, task_of(RICH).output) is None
         assert all(0 <= value <= 1 for value in prediction.confidence.values())
+
+
+def test_half_a_surrogate_pair_is_no_traceback() -> None:
+    codec = Codec(load_tokenizer("afina/nano"))
+    assert codec.answer_text("a\ud800é") == codec.answer_text("a?é")
+    assert digest({"x": "\ud800"}) != digest({"x": "?"})

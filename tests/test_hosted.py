@@ -77,7 +77,7 @@ def test_strict_schema_and_its_answers() -> None:
     schema = shape["json_schema"]["schema"]
     assert schema["required"] == ["nota", "motivo"]
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["nota"] == {"type": "integer"}
+    assert schema["properties"]["nota"] == {"type": "integer", "enum": list(range(11))}
     assert schema["properties"]["motivo"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
     assert wording.parse_answer(task, task.parts[0], '{"nota": 7, "motivo": null}') == {"nota": 7}
     for text, words in (

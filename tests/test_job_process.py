@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_process import Starter, Warm
 
 from afina.core.storage import read_json, write_json
 from afina.data import training_file
@@ -79,6 +80,7 @@ def job(folder: Path, *, line: Callable[[int], dict[str, Any]] = chat_line, coun
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
+    """As the supervisor starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "afina.server.job_process", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -88,9 +90,17 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(folder: Path) -> list[dict[str, Any]]:
-    """Run the job's process to its end, which must be a good one; its log."""
-    process = start(folder)
+@pytest.fixture(scope="module")
+def starter() -> Iterator[Starter]:
+    """Starts processes that have made their imports."""
+    made = Starter()
+    yield made
+    made.stop()
+
+
+def finish(folder: Path, starter: Starter | None = None) -> list[dict[str, Any]]:
+    """Run the job's process to its end, which must be a good one; its log. With a starter it is a warm process."""
+    process = starter.start(folder, errors=folder / "said.txt") if starter else start(folder)
     _, said = process.communicate(timeout=WAIT_S)
     trace = (folder / "trainer.log").read_text() if (folder / "trainer.log").exists() else said
     assert process.returncode == 0, trace
@@ -102,7 +112,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def wait_for(folder: Path, key: str, process: subprocess.Popen[str]) -> None:
+def wait_for(folder: Path, key: str, process: subprocess.Popen[str] | Warm) -> None:
     deadline = time.monotonic() + WAIT_S
     while not (folder / "log.jsonl").exists() or f'"{key}"' not in (folder / "log.jsonl").read_text():
         assert process.poll() is None, f"it ended before {key}: {(folder / 'trainer.log').read_text()}"
@@ -209,7 +219,7 @@ def test_a_finished_job_is_left_alone(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_terminated_and_continued_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_terminated_and_continued_gives_the_same_weights(whole: Path, tmp_path: Path, starter: Starter) -> None:
     folder = job(tmp_path / "job")
     process = start(folder)
     wait_for(folder, "step-2", process)
@@ -219,7 +229,7 @@ def test_terminated_and_continued_gives_the_same_weights(whole: Path, tmp_path: 
     assert stopped["kind"] == "stopped"
     assert stopped["key"] == f"stopped-{stopped['step']}"
     assert stopped["step"] >= 2
-    log = finish(folder)
+    log = finish(folder, starter)
     at = log.index(stopped)
     assert log[at + 1]["key"] == "started"
     assert log[at + 2]["key"] == f"step-{stopped['step'] + 1}"
@@ -228,16 +238,16 @@ def test_terminated_and_continued_gives_the_same_weights(whole: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_killed_and_continued_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_killed_and_continued_gives_the_same_weights(whole: Path, tmp_path: Path, starter: Starter) -> None:
     folder = job(tmp_path / "job")
     for key in ("step-1", "step-4"):
-        process = start(folder)
+        process = starter.start(folder, errors=folder / "said.txt")
         wait_for(folder, key, process)
         process.kill()
         process.wait(WAIT_S)
         with (folder / "log.jsonl").open("a") as file:
             file.write('{"key":"step-')  # half a line, as a power cut may leave it
-    log = finish(folder)
+    log = finish(folder)  # in a process that shares nothing with the others
     assert sum(line["key"] == "started" for line in log) == 3
     assert_same_story(log, whole)
     assert_same_weights(whole / "models" / "step-3", folder / "models" / "step-3")
@@ -289,13 +299,13 @@ def test_the_folder_is_one_process_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_chain_of_adapters_is_one_adapter(tmp_path: Path) -> None:
+def test_a_chain_of_adapters_is_one_adapter(tmp_path: Path, starter: Starter) -> None:
     first = job(tmp_path / "first", train={"finetuning_type": "lora", "lora_r": 8})
-    assert finish(first)[-1]["key"] == "finished"
+    assert finish(first, starter)[-1]["key"] == "finished"
     source = first / "models" / "step-6"
     assert load_specialist(source, "cpu").has_adapter
     second = job(tmp_path / "second", base={"name": None, "folder": str(source)}, seed=8)
-    log = finish(second)
+    log = finish(second, starter)
     result = second / "models" / log[-1]["folder"].removeprefix("models/")
     assert read_json(result / "served.json")["base_name"] == "afina/nano"
     assert specialist_spec(result).name == "afina/nano"
@@ -310,10 +320,10 @@ def test_a_chain_of_adapters_is_one_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_chain_of_whole_models(whole: Path, tmp_path: Path) -> None:
+def test_a_chain_of_whole_models(whole: Path, tmp_path: Path, starter: Starter) -> None:
     source = whole / "models" / "step-6"
     second = job(tmp_path / "second", base={"name": None, "folder": str(source)}, train={"lora_r": 8}, seed=8)
-    log = finish(second)
+    log = finish(second, starter)
     assert "lora_r has no effect" in log[0]["warnings"][0]
     result = second / "models" / "step-6"
     assert not load_specialist(result, "cpu").has_adapter
@@ -324,14 +334,14 @@ def test_a_chain_of_whole_models(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [{}, {"finetuning_type": "lora", "lora_r": 8}], ids=["whole", "lora"])
-def test_preferences(tmp_path: Path, train: dict[str, Any]) -> None:
+def test_preferences(tmp_path: Path, train: dict[str, Any], starter: Starter) -> None:
     numbers = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0, "beta": 0.1}
     folder = job(tmp_path / "job", line=preference_line, method="dpo", hyperparameters=numbers, train=train)
-    process = start(folder)
+    process = starter.start(folder, errors=folder / "said.txt")
     wait_for(folder, "step-4", process)
     process.kill()
     process.wait(WAIT_S)
-    log = once(finish(folder))
+    log = once(finish(folder, starter))
     steps = [log[f"step-{n}"] for n in range(1, 10)]
     assert steps[0]["train_loss"] == pytest.approx(math.log(2), abs=2e-3)  # bfloat16 products, in two batches' shapes
     assert steps[-1]["full_valid_loss"] < 0.9 * math.log(2)
@@ -362,14 +372,14 @@ def _margin(model: Any, chat: ChatFormat, file: Path) -> float:
 
 
 @pytest.mark.slow
-def test_completions_and_cut_examples(tmp_path: Path) -> None:
+def test_completions_and_cut_examples(tmp_path: Path, starter: Starter) -> None:
     def line(number: int) -> dict[str, Any]:
         found = completion_line(number)
         return {**found, "completion": "azul " * 100} if number == 3 else found
 
     numbers = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 0.5}
     folder = job(tmp_path / "job", line=line, hyperparameters=numbers, max_length=48)
-    log = finish(folder)
+    log = finish(folder, starter)
     assert read_json(folder / "models" / "step-8" / "served.json")["style"] == "completion"
     assert "1 of 12 training examples are longer than 48 tokens" in log[0]["warnings"][0]
     assert "1 of 4 validation examples" in log[0]["warnings"][1]
@@ -381,11 +391,11 @@ def test_completions_and_cut_examples(tmp_path: Path) -> None:
 # -- jobs that cannot be done --------------------------------------------------------------------------
 
 
-def failure(folder: Path) -> dict[str, Any]:
-    log = finish(folder)
+def failure(folder: Path, starter: Starter | None = None) -> dict[str, Any]:
+    log = finish(folder, starter)
     assert log[-1]["kind"] == log[-1]["key"] == "failed"
     assert "Traceback" not in log[-1]["message"]
-    again = finish(folder)
+    again = finish(folder, starter)
     assert again == log, "a failed job is over"
     return log[-1]
 
@@ -432,26 +442,28 @@ def test_a_deleted_file_fails_the_job(tmp_path: Path) -> None:
         ({"train": {"finetuning_type": "lora", "lora_target_modules": ["q"]}}, "invalid_configuration", "no layer 'q'"),
     ],
 )
-def test_what_cannot_be_trained_is_said(tmp_path: Path, changes: dict[str, Any], code: str, said: str) -> None:
-    found = failure(job(tmp_path / "job", **changes))
+def test_what_cannot_be_trained_is_said(
+    tmp_path: Path, changes: dict[str, Any], code: str, said: str, starter: Starter
+) -> None:
+    found = failure(job(tmp_path / "job", **changes), starter)
     assert found["code"] == code
     assert said in found["message"]
 
 
 @pytest.mark.slow
-def test_a_bad_line_is_said(tmp_path: Path) -> None:
+def test_a_bad_line_is_said(tmp_path: Path, starter: Starter) -> None:
     folder = job(tmp_path / "job")
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"messages": 3}\n')
-    found = failure(folder)
+    found = failure(folder, starter)
     assert (found["code"], found["param"]) == ("invalid_training_file", "training_file")
     assert ":13:" in found["message"]
 
 
 @pytest.mark.slow
-def test_a_rate_that_destroys_the_weights_is_said(tmp_path: Path) -> None:
+def test_a_rate_that_destroys_the_weights_is_said(tmp_path: Path, starter: Starter) -> None:
     numbers = {"n_epochs": 20, "batch_size": 12, "learning_rate_multiplier": 1e35}
-    found = failure(job(tmp_path / "job", hyperparameters=numbers))
+    found = failure(job(tmp_path / "job", hyperparameters=numbers), starter)
     assert (found["code"], found["param"]) == ("training_diverged", "learning_rate_multiplier")
 
 

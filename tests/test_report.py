@@ -310,7 +310,10 @@ def test_the_page_holds_the_figures_of_report_json(run_dir: Path) -> None:
     assert seen == 16
     # Four bars in each of five figures, and an interval (with its halo) through each of them.
     bars = [a for tag, a in page.tags if tag == "div" and (a.get("class") or "").startswith("bar-row")]
-    assert len([a for a in bars if "bar-axis" not in str(a["class"])]) == 4 * 5 + 6  # and six parts of memory
+    assert (
+        len([a for a in bars if "bar-axis" not in str(a["class"])]) == 4 * 5 + 6 + 2 * 3
+    )  # and six parts of memory, and
+    # three differences by each of two measures
     matrix = report["systems"][3]["fields"]["polaridade"]["confusion"]["matrix"]
     assert sum(map(sum, matrix)) == 180
     assert len([a for _, a in page.tags if "cell" in (a.get("class") or "").split()]) == 4 * (9 + 64) + 3 * (9 + 64)
@@ -383,6 +386,17 @@ def test_report_json_alone_is_enough_even_with_open_fields_and_no_groups(tmp_pat
     write_card(tmp_path, tmp_path)
 
 
+def test_labels_as_a_list_are_shown_as_well(run_dir: Path) -> None:
+    """So reports were before their format was settled."""
+    report = json.loads((run_dir / "report.json").read_text())
+    for system in report["systems"]:
+        for field in system["fields"].values():
+            field["per_label"] = [{"label": label, **row} for label, row in field["per_label"].items()]
+    before = read_page(run_dir).text
+    write_json(run_dir / "report.json", report)
+    assert read_page(run_dir).text == before
+
+
 def test_a_run_that_was_not_evaluated_or_is_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"found no report\.json.*afina evaluate"):
         write_report(tmp_path)
@@ -439,7 +453,10 @@ def test_every_text_exists_in_both_languages_with_the_same_places() -> None:
     folder = Path(__file__).resolve().parent.parent / "src" / "afina" / "report"
     source = "".join(p.read_text(encoding="utf-8") for p in folder.rglob("*") if p.suffix in (".py", ".jinja"))
     unused = [key for key in WORDS if f'"{key}"' not in source.replace(f'"{key}": (', "")]
-    assert [key for key in unused if not key.startswith("says_")] == []
+    # Keys whose end is a fact of the report.
+    made = ("says_", "by_first_", "by_measure_", "advice_", "cheaper_", "for_", "basis_", "pareto_", "cost_axis")
+    made += ("latency_axis", "mean_accuracy")
+    assert [key for key in unused if not key.startswith(made)] == []
 
 
 @pytest.mark.parametrize(

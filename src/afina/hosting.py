@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from afina import pipeline
 from afina.core.config import Recipe, load_task
-from afina.core.errors import RunError
 from afina.core.predictor import Example
-from afina.core.storage import read_json, write_json, write_jsonl
+from afina.core.storage import read_json, write_jsonl
 from afina.core.task import Task
 from afina.data.prepare import Prepared
 from afina.evaluation.runner import SystemRun, run_system
-from afina.evaluation.runner import evaluate as evaluate_systems
-from afina.pipeline import say
+from afina.pipeline import ANSWERS, say
 from afina.providers.asking import Asker
 from afina.providers.budget import Budget
 from afina.providers.cache import AnswerCache
@@ -28,14 +27,12 @@ from afina.providers.client import Connection, connect, find_provider
 from afina.providers.prices import FREE, dollars
 from afina.providers.tokens import counter
 from afina.providers.wording import training_lines
-from afina.runs import Run, environment
+from afina.runs import Run
 from afina.strategies.hosted import HostedPredictor
 from afina.training import hosted
 from afina.training.hosted import Agree, HostedResult, Quote
-from afina.training.machine import machine
 
 FILES = "hosted"  # folder of the files that are sent
-ANSWERS = "answers.sqlite"
 
 
 def connection_of(recipe: Recipe) -> Connection:
@@ -117,7 +114,7 @@ def predictor(
     """A hosted model of this recipe's provider. spent_usd: of max_cost_usd, on other things than answers."""
     connection = connection_of(recipe)
     cache = AnswerCache(answers)
-    price = hosted.find_price(connection.provider, model, recipe.train.prices)
+    price = hosted.find_price(connection.provider, model, recipe.train.prices, asked_only=True)
     budget = Budget(recipe.train.max_cost_usd, spent_usd + cache.spent_usd)
     # Few rows: a batch, which may take hours, saves cents.
     asker = Asker(connection, cache, price, budget, batch=False, tell=say)
@@ -135,48 +132,31 @@ def agree_to_ask(found: HostedPredictor, examples: Sequence[Example], agree: Agr
 
 def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
     """Every system of `compare` on the test rows; what report.json holds. See `pipeline.evaluate`."""
-    path = opened.folder / "report.json"
-    if opened.is_done("evaluate", opened.evaluate_key) and path.exists():
-        return read_json(path)
-    prepared = prepare(opened)
+    prepare(opened)
+    return pipeline.evaluate(opened, lambda run, prepared: partial(_answers_of, run, prepared, agree))
+
+
+def _answers_of(opened: Run, prepared: Prepared, agree: Agree, name: str) -> SystemRun:
+    builder = pipeline.strategy_builder(opened, prepared, lambda asked: _built_in(opened, agree, asked))
+    predictor = builder.predictor(name)
+    if not isinstance(predictor, HostedPredictor):
+        return pipeline.answers_of(opened, prepared, builder, name)
     test = prepared.splits["test"]
-    systems = [_system(opened, strategy, prepared, agree) for strategy in opened.recipe.compare]
-    result = evaluate_systems(opened.task, test, prepared.splits["train"], systems, opened.recipe.seed)
-    result = {"version": result.pop("version"), "recipe_hash": opened.recipe.hash, **result}
-    for system in systems:
-        rows = [pipeline._prediction_row(e, p) for e, p in zip(test, system.predictions, strict=True)]
-        write_jsonl(opened.folder / "predictions" / f"{system.name}.jsonl", rows)
-    shown = next((s for s in systems if s.strategy == "finetuned"), systems[-1])
-    answered = zip(test, shown.predictions, strict=True)
-    write_json(opened.folder / "examples.json", [pipeline._shown(opened.task, e, p) for e, p in answered])
-    write_json(opened.folder / "environment.json", environment(opened, machine(opened.recipe.run_dir).to_json()))
-    write_json(path, result)
-    opened.mark_done("evaluate", opened.evaluate_key)
-    return result
-
-
-def _system(opened: Run, strategy: str, prepared: Prepared, agree: Agree) -> SystemRun:
-    if strategy in ("majority", "tfidf"):
-        return pipeline._system(opened, strategy, prepared)
-    recipe, test = opened.recipe, prepared.splits["test"]
-    model, seconds, spent = recipe.train.base_model, 0.0, 0.0
-    name = "specialist" if strategy == "finetuned" else strategy
-    if strategy == "finetuned":
-        result = train(opened, agree)
-        model, seconds, spent = result.model, result.train_seconds, result.cost_usd or 0.0
-    asked = predictor(recipe, opened.task, name, model, opened.folder / ANSWERS, spent)
-    agree_to_ask(asked, test, agree)
-    found = run_system(asked, test, strategy, recipe.train.base_model, seconds, num_timed=0)
+    agree_to_ask(predictor, test, agree)
+    known = trained(opened) if name == "finetuned" else None
+    seconds = known.train_seconds if known is not None else 0.0
+    found = run_system(predictor, test, name, opened.recipe.train.base_model, seconds, num_timed=0)
     return replace(found, peak_memory_bytes=None)  # it is the provider's memory that counts
 
 
-def run(opened: Run, agree: Agree) -> dict[str, Any]:
-    """Prepare, train, evaluate, report. Returns what report.json holds."""
-    if opened.recipe.train.rounds:
-        raise RunError("train.rounds is trained round by round. Give: afina train RECIPE.yaml")
-    prepare(opened)
-    if "finetuned" in opened.recipe.compare:
-        train(opened, agree)
-    result = evaluate(opened, agree)
-    pipeline.write_reports(opened.folder)
-    return result
+def _built_in(opened: Run, agree: Agree, name: str) -> HostedPredictor | None:
+    """The hosted model, before its training or after; None for what is no model of the provider's."""
+    recipe = opened.recipe
+    if name == "finetuned":
+        result = train(opened, agree)
+        return predictor(
+            recipe, opened.task, "specialist", result.model, opened.folder / ANSWERS, result.cost_usd or 0.0
+        )
+    if name == "zero-shot":
+        return predictor(recipe, opened.task, name, recipe.train.base_model, opened.folder / ANSWERS)
+    return None

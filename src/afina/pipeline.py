@@ -13,15 +13,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from afina import __version__
 from afina.core.config import Recipe, load_recipe, load_task
 from afina.core.errors import DataError, RunError
-from afina.core.predictor import Example, Prediction
+from afina.core.predictor import Example, Prediction, Predictor
 from afina.core.storage import explain_write_errors, read_json, write_json, write_jsonl, write_text
-from afina.core.task import Task
+from afina.core.strategy_config import STUDENT
 from afina.data.formats import read_table
 from afina.data.leaks import contained_in
 from afina.data.prepare import Prepared, load_prepared, summary_lines
@@ -30,18 +31,21 @@ from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, write_answers
 from afina.engine.encoded import Encoded
 from afina.engine.loader import LoadedModel, load_spec, load_specialist, load_tokenizer
-from afina.engine.renderer import Renderer, prompt_style
+from afina.engine.renderer import Renderer, Style, prompt_style
 from afina.engine.writer import check_grammar
 from afina.evaluation.calibration import fit_temperature
 from afina.evaluation.runner import SystemRun, run_system
 from afina.evaluation.runner import evaluate as evaluate_systems
+from afina.recorded import recorded
 from afina.report.card import write_card
 from afina.report.html import write_report
 from afina.runs import STAGING, Run, environment, open_recipe
+from afina.strategies.build import Builder
 from afina.strategies.classical import Majority, TfidfLogistic
 from afina.strategies.drafter import AnswerDrafter, build_drafter
 from afina.strategies.finetuned import Manifest, Specialist
 from afina.strategies.local import LocalPredictor
+from afina.strategies.local_chat import LocalChat
 from afina.training import local, planner
 from afina.training.collate import common_beginning
 from afina.training.facts import model_facts
@@ -52,6 +56,7 @@ from afina.training.settings import Settings
 
 DEMO_RECIPE = Path(__file__).parent / "assets" / "noticias" / "recipe.yaml"
 ADAPT_MAX_TOKENS = 512  # of one piece of unlabelled text
+ANSWERS = "answers.sqlite"  # answers of models elsewhere; paid once
 CONTAINED = 0.5  # share of a test text's 3-grams in an unlabelled text that makes it a leak
 
 
@@ -139,6 +144,10 @@ def encode(renderer: Renderer, examples: Sequence[Example], max_length: int) -> 
     return [one for one in found if one is not None]
 
 
+Encode = Callable[[Renderer, Sequence[Example], int], list[Encoded]]
+"""As `encode`: examples as training tokens of at most so many; others leave out or add what is learned."""
+
+
 # -- 2. plan --------------------------------------------------------------------------------------
 
 
@@ -151,18 +160,18 @@ def plan(recipe: Recipe, *, measure: bool = True) -> Plan:
         return _plan(opened, settings, encoded, measure=measure)
 
 
-def _settings(opened: Run, prepared: Prepared) -> tuple[Settings, list[Encoded]]:
+def _settings(opened: Run, prepared: Prepared, encode_train: Encode = encode) -> tuple[Settings, list[Encoded]]:
     train = opened.recipe.train
-    encoded = encode(_renderer(opened), prepared.splits["train"], train.max_length)
+    encoded = encode_train(_renderer(opened), prepared.splits["train"], train.max_length)
     facts = model_facts(train.base_model, train.revision)
-    lengths = [len(one.input_ids) for one in encoded]
+    lengths = [one.longest for one in encoded]
     return planner.resolve(train, facts, lengths, machine(opened.recipe.run_dir), common_beginning(encoded)), encoded
 
 
 def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measure: bool) -> Plan:
     here = machine(opened.recipe.run_dir)
     facts = model_facts(settings.base_model, settings.revision)
-    lengths = [len(one.input_ids) for one in encoded]
+    lengths = [one.longest for one in encoded]
     found = make_plan(settings, facts, lengths, here)
     if not found.fits or not measure:
         return found
@@ -176,12 +185,15 @@ def _plan(opened: Run, settings: Settings, encoded: Sequence[Encoded], *, measur
 # -- 3. training ----------------------------------------------------------------------------------
 
 
-def train(opened: Run) -> Path:
-    """The specialist's folder. Continues a killed training. Raises MachineError if it will not fit."""
+def train(opened: Run, encode_train: Encode = encode, encode_validation: Encode = encode) -> Path:
+    """The specialist's folder. Continues a killed training. Raises MachineError if it will not fit.
+
+    encode_train, encode_validation: what is learned of the rows, and what the best weights are chosen by.
+    """
     if opened.is_done("train", opened.train_key) and opened.specialist.is_dir():
         return opened.specialist
     prepared = prepare(opened)
-    settings, train_set = _settings(opened, prepared)
+    settings, train_set = _settings(opened, prepared, encode_train)
     found = _plan(opened, settings, train_set, measure=False)
     require_fit(found)
     write_json(opened.folder / "plan.json", {**found.to_json(), "memory": found.memory_bytes})
@@ -195,7 +207,7 @@ def train(opened: Run) -> Path:
 
     # 2. Adapt to the domain's text if the recipe says so, then learn the task.
     renderer = _renderer(opened)
-    validation_set = encode(renderer, prepared.splits["validation"], opened.recipe.train.max_length)
+    validation_set = encode_validation(renderer, prepared.splits["validation"], opened.recipe.train.max_length)
     loaded = load_spec(settings.base, dequantize=settings.dequantize)
     if opened.recipe.train.adapt is not None:
         _adapt(opened, loaded, settings, renderer, prepared)
@@ -329,61 +341,130 @@ def _assemble(
 
 # -- 4. evaluation --------------------------------------------------------------------------------
 
+Answerer = Callable[[str], SystemRun]
+"""A name of `compare` -> that system's answers to the test rows."""
 
-def evaluate(opened: Run) -> dict[str, Any]:
-    """Every system of `compare` on the test rows; what report.json holds."""
+
+def evaluate(
+    opened: Run,
+    answerer: Callable[[Run, Prepared], Answerer] | None = None,
+    add: Callable[[Run, Prepared, dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Every system of `compare` on the test rows; what report.json holds.
+
+    answerer: who asks the systems; `answer_locally` when not given. A system that has answered is not asked again.
+    add: what else the report holds.
+    """
     path = opened.folder / "report.json"
     if opened.is_done("evaluate", opened.evaluate_key) and path.exists():
         return read_json(path)
     prepared = prepare(opened)
-    test = prepared.splits["test"]
-    systems = [_system(opened, strategy, prepared) for strategy in opened.recipe.compare]
-    result = evaluate_systems(opened.task, test, prepared.splits["train"], systems, opened.recipe.seed)
-    result = {"version": result.pop("version"), "recipe_hash": opened.recipe.hash, **result}
-    for system in systems:
-        rows = [_prediction_row(e, p) for e, p in zip(test, system.predictions, strict=True)]
-        write_jsonl(opened.folder / "predictions" / f"{system.name}.jsonl", rows)
-    shown = next((s for s in systems if s.strategy == "finetuned"), systems[-1])
-    write_json(
-        opened.folder / "examples.json",
-        [_shown(opened.task, e, p) for e, p in zip(test, shown.predictions, strict=True)],
+    recipe, test = opened.recipe, prepared.splits["test"]
+    answer = (answerer or answer_locally)(opened, prepared)
+    systems = [recorded(opened.folder, name, opened.system_key(name), partial(answer, name)) for name in recipe.compare]
+    chosen = recipe.comparison
+    result = evaluate_systems(
+        opened.task,
+        test,
+        prepared.splits["train"],
+        systems,
+        recipe.seed,
+        reference=chosen.reference,
+        priority=chosen.priority,
+        machine_usd_per_hour=chosen.machine_usd_per_hour,
     )
-    write_json(opened.folder / "environment.json", environment(opened, machine(opened.recipe.run_dir).to_json()))
+    result = {"version": result.pop("version"), "recipe_hash": recipe.hash, **result}
+    if add is not None:
+        result |= add(opened, prepared, result)
+    write_answers_of(opened, test, systems)
+    write_json(opened.folder / "environment.json", environment(opened, machine(recipe.run_dir).to_json()))
     write_json(path, result)
     opened.mark_done("evaluate", opened.evaluate_key)
     return result
 
 
-def _system(opened: Run, strategy: str, prepared: Prepared) -> SystemRun:
-    """One competitor's answers to the test rows."""
-    test, task = prepared.splits["test"], opened.task
-    if strategy == "majority":
-        return run_system(Majority(task, prepared.splits["train"]), test, strategy)
-    if strategy == "tfidf":
+def answer_locally(opened: Run, prepared: Prepared) -> Answerer:
+    """Systems on this machine, and the strategies of the recipe."""
+    builder = strategy_builder(opened, prepared)
+    return partial(answers_of, opened, prepared, builder)
+
+
+def answers_of(opened: Run, prepared: Prepared, builder: Builder, name: str) -> SystemRun:
+    """One system's answers to the test rows."""
+    test, recipe = prepared.splits["test"], opened.recipe
+    config = recipe.strategies.get(name)
+    strategy = config.strategy if config is not None else name
+    predictor = builder.predictor(name)
+    if config is not None:
+        say(f"{name}: answering {len(test)} rows")
+        return run_system(predictor, test, strategy, num_timed=0)
+    base_model = recipe.train.base_model if strategy in ("zero-shot", "finetuned") else None
+    found = run_system(predictor, test, strategy, base_model)
+    if strategy != "finetuned":
+        return found
+    training = read_json(opened.training / local.RESULT)
+    peak = max(found.peak_memory_bytes or 0, training["peak_memory_bytes"])
+    return replace(found, peak_memory_bytes=peak, train_seconds=training["train_seconds"])
+
+
+def strategy_builder(
+    opened: Run, prepared: Prepared, built_in: Callable[[str], Predictor | None] = lambda name: None
+) -> Builder:
+    """What makes predictors of the recipe's names. built_in: knows more names than `compare` alone."""
+    recipe = opened.recipe
+
+    def known(name: str) -> Predictor:
+        return built_in(name) or _built_in(opened, prepared, name)
+
+    return Builder(
+        recipe,
+        opened.task,
+        {name: prepared.splits[name] for name in ("train", "validation")},
+        built_in=known,
+        base=lambda: _base_chat(opened, prepared),
+        answers=opened.folder / ANSWERS,
+        cap_usd=recipe.comparison.max_cost_usd,
+        tell=say,
+    )
+
+
+def _built_in(opened: Run, prepared: Prepared, name: str) -> Predictor:
+    """A system that is no strategy of the recipe."""
+    train_rows, task = prepared.splits["train"], opened.task
+    if name == "majority":
+        return Majority(task, train_rows)
+    if name == "tfidf":
         say("tfidf: choosing its settings on validation")
-        classical = TfidfLogistic(task, prepared.splits["train"], prepared.splits["validation"], opened.recipe.seed)
-        return run_system(classical, test, strategy)
-    base_model = opened.recipe.train.base_model
-    if strategy == "finetuned":
-        specialist = Specialist.load(train(opened), batch_size=opened.recipe.answer.batch_size)
-        training = read_json(opened.training / local.RESULT)
-        found = run_system(_Labelled(specialist.predictor), test, strategy, base_model, training["train_seconds"])
-        return replace(found, peak_memory_bytes=max(found.peak_memory_bytes or 0, training["peak_memory_bytes"]))
-    return run_system(_Labelled(_zero_shot(opened, prepared)), test, strategy, base_model)
+        return TfidfLogistic(task, train_rows, prepared.splits["validation"], opened.recipe.seed)
+    if name == "finetuned":
+        return WithProgress(Specialist.load(train(opened), batch_size=opened.recipe.answer.batch_size).predictor)
+    return WithProgress(_zero_shot(opened, prepared))
 
 
-def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
-    """The base model as it is, told the labels in its prompt, held to them by the same engine."""
+def _base(opened: Run, prepared: Prepared) -> tuple[LoadedModel, Style]:
+    """The base model as it is."""
     settings, _ = _settings(opened, prepared)
     loaded = load_spec(settings.base, dequantize=settings.dequantize)
     loaded.model.eval()
     train = opened.recipe.train
+    return loaded, prompt_style(loaded.tokenizer, train.chat_template, train.base_model)
+
+
+def _base_chat(opened: Run, prepared: Prepared) -> LocalChat:
+    answer = opened.recipe.answer
+    loaded, style = _base(opened, prepared)
+    return LocalChat("base", loaded, style, batch_size=answer.batch_size, max_text_tokens=answer.max_text_tokens)
+
+
+def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
+    """The base model, told the labels in its prompt, held to them by the same engine."""
+    loaded, style = _base(opened, prepared)
     return LocalPredictor(
         "zero-shot",
         loaded.model,
         loaded.tokenizer,
         opened.task,
-        style=prompt_style(loaded.tokenizer, train.chat_template, train.base_model),
+        style=style,
         show_schema=True,
         answer_format=opened.recipe.answer.answer_format,
         batch_size=opened.recipe.answer.batch_size,
@@ -391,29 +472,49 @@ def _zero_shot(opened: Run, prepared: Prepared) -> LocalPredictor:
     )
 
 
-class _Labelled:
+class WithProgress:
     """A local predictor that shows its progress where there is something to wait for."""
 
-    def __init__(self, predictor: LocalPredictor) -> None:
-        self.predictor, self.name = predictor, predictor.name
+    def __init__(self, predictor: LocalPredictor, label: str | None = None) -> None:
+        self.predictor, self.name, self.label = predictor, predictor.name, label or predictor.name
 
     def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
-        return self.predictor.predict(inputs, label=self.name if len(inputs) > 1 else None)
+        return self.predictor.predict(inputs, label=self.label if len(inputs) > 1 else None)
+
+
+def write_answers_of(opened: Run, test: Sequence[Example], systems: Sequence[SystemRun]) -> None:
+    """predictions/ of every system, and examples.json for the page: of the specialist, or else of the first student, or
+    else of the reference."""
+    for system in systems:
+        rows = [_prediction_row(e, p) for e, p in zip(test, system.predictions, strict=True)]
+        write_jsonl(opened.folder / "predictions" / f"{system.name}.jsonl", rows)
+    reference = opened.recipe.comparison.reference or systems[0].name
+    wanted = (
+        lambda s: s.strategy == "finetuned",
+        lambda s: s.strategy.startswith(STUDENT),
+        lambda s: reference in (s.name, s.strategy),
+    )
+    shown = next(s for test_for in wanted for s in systems if test_for(s))
+    write_json(
+        opened.folder / "examples.json",
+        [_shown(e, p) for e, p in zip(test, shown.predictions, strict=True)],
+    )
 
 
 def _prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:
-    return {
+    row = {
         "id": example.id,
         "output": prediction.output,
         "confidence": dict(prediction.confidence),
         "error": prediction.error,
     }
+    said = {"reasoning": dict(prediction.reasoning), "trace": list(prediction.trace)}
+    return row | {name: value for name, value in said.items() if value}
 
 
-def _shown(task: Task, example: Example, prediction: Prediction) -> dict[str, Any]:
-    row = _prediction_row(example, prediction)
+def _shown(example: Example, prediction: Prediction) -> dict[str, Any]:
     return {
-        **row,
+        **_prediction_row(example, prediction),
         "inputs": dict(example.inputs),
         "gold": example.output,
         "correct": prediction.output == example.output,

@@ -17,6 +17,7 @@ from typing import Any
 
 from afina import __version__
 from afina.core.config import NOT_DECIDING, Recipe, load_task
+from afina.core.config_base import Config
 from afina.core.errors import RunError
 from afina.core.storage import (
     digest,
@@ -27,12 +28,13 @@ from afina.core.storage import (
     require_file,
     write_json,
 )
+from afina.core.strategy_config import STUDENT, inner_of, models_of
 from afina.core.task import Task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
 STAGING = ".data.tmp"  # splits that are being written
 TRAINED = ("specialist", "plan.json", "metrics.jsonl")
-EVALUATED = ("report.json", "report.html", "examples.json", "environment.json", "predictions")
+EVALUATED = ("systems", "report.json", "report.html", "examples.json", "environment.json", "predictions")
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "llguidance",
     "scikit-learn", "scipy", "numpy", "polars", "datasketch", "pydantic",
@@ -87,16 +89,22 @@ class Run:
     @property
     def evaluate_key(self) -> str:
         recipe = self.recipe
-        groups = [
-            recipe.answer,
-            recipe.distill,
-            recipe.comparison,
-            *recipe.models.values(),
-            *recipe.strategies.values(),
-        ]
-        settings = [group.model_dump(mode="json", exclude=set(NOT_DECIDING)) for group in groups]
-        names = [recipe.compare, list(recipe.models), list(recipe.strategies)]
-        return digest([self.train_key, names, settings])
+        systems = [self.system_key(name) for name in recipe.compare]
+        return digest([systems, recipe.compare, recipe.distill.curve, _plain(recipe.comparison)])
+
+    def system_key(self, name: str) -> str:
+        """Of all that decides one system's answers to the test rows."""
+        recipe = self.recipe
+        decided: list[Any] = [self.data_key, name, _plain(recipe.answer), _plain(recipe.train)]
+        config = recipe.strategies.get(name)
+        if config is not None:
+            models = [[model, _plain(recipe.models[model])] for model in models_of(config) if model != "base"]
+            decided += [_plain(config), models, [self.system_key(inner) for inner in inner_of(config)]]
+        elif name == "finetuned":
+            decided += [self.train_key, recipe.comparison.seeds]
+        elif name.startswith(STUDENT):
+            decided += [self.train_key, _plain(recipe.distill), self.system_key(recipe.distill.teacher)]
+        return digest(decided)
 
     @property
     def keys(self) -> dict[str, str]:
@@ -187,6 +195,11 @@ def _owner(folder: Path) -> str | None:
             f"{path}: is damaged ({error}), so whose run this is cannot be told. "
             "Choose another folder with output_dir=..., or delete this one."
         ) from error
+
+
+def _plain(group: Config) -> Any:
+    """The settings of a group that decide a result."""
+    return group.model_dump(mode="json", exclude=set(NOT_DECIDING))
 
 
 def _stages(folder: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ from job_material import BASE, chat_lines, wait_for
 pytestmark = pytest.mark.slow
 KEY = "sk-afina-faults"
 FAULTS = int(os.environ.get("AFINA_FAULTS", "3"))
+STEPS_PER_KILL = 50  # of the job where there are many kills: it trains on while the server starts
 STARTS_WITHIN_S, ENDS_WITHIN_S = 120.0, 900.0
 
 
@@ -88,9 +89,7 @@ def server(tmp_path: Path) -> Generator[Server]:
     if server.process.poll() is None:
         server.stop()
     for job in (server.folder / "jobs").iterdir():  # nothing of a failed test runs on
-        if (pid := server.trainer(job.name)) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send(server.trainer(job.name), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -135,6 +134,13 @@ def check_events(sdk: openai.OpenAI, job_id: str, total_steps: int, per_epoch: i
     ]
 
 
+def send(pid: int | None, sign: signal.Signals) -> None:
+    """A signal to a process, unless none is named or it has ended."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
 STATES = {"The job was paused", "The job was resumed", "The job was cancelled"}
 
 
@@ -157,26 +163,34 @@ def check_usable(sdk: openai.OpenAI, job: Any) -> None:
 
 def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI) -> None:
     chance = random.Random(20261122 + FAULTS)
-    epochs, examples, batch = 3 + FAULTS, 40, 4
-    file_id = upload(sdk, chat_lines(examples))
+    batch, epochs = 4, 3 + FAULTS
+    per_epoch = max(60, STEPS_PER_KILL * FAULTS) // epochs if FAULTS > 3 else 10
+    file_id = upload(sdk, chat_lines(batch * per_epoch))
     asked: Any = {"n_epochs": epochs, "batch_size": batch}
     job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id, hyperparameters=asked, suffix="kill").id
-    per_epoch = examples // batch
     done: list[str] = []
     for number in range(FAULTS):
         victim = ("server", "trainer", "both")[number % 3]
         # Three deaths of the trainer without a step between them are a failure by design.
         before = server.steps(job_id)
         wait_for(lambda before=before: server.steps(job_id) > before, ENDS_WITHIN_S, 0.01)
-        time.sleep(chance.random() * 2)
+        # The job must not be over before the last kill: where few steps are left, kills come sooner, and it waits
+        # for the server.
+        left = per_epoch * epochs - server.steps(job_id)
+        hurried = left < 10 * (FAULTS - number)
+        time.sleep(chance.random() * (0.2 if hurried else 2))
         if victim in ("server", "both"):
             server.kill()
-        if victim in ("trainer", "both") and (pid := server.trainer(job_id)) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        trainer = server.trainer(job_id)
+        if victim in ("trainer", "both"):
+            send(trainer, signal.SIGKILL)
+        elif hurried:
+            send(trainer, signal.SIGSTOP)
         if victim != "trainer":
             time.sleep(chance.random())
             server.start()
+        if victim == "server":
+            send(trainer, signal.SIGCONT)
         done.append(victim)
         if sdk.fine_tuning.jobs.retrieve(job_id).status == "succeeded":
             break

@@ -33,8 +33,8 @@ LABELS = {
 STRICT = {"type": "json_schema", "json_schema": {"name": "labels", "strict": True, "schema": LABELS}}
 TOOL = {"type": "function", "function": {"name": "rotular", "parameters": LABELS, "strict": True}}
 CLIENTS = 64
-SECONDS = float(os.environ.get("AFINA_LOAD", "10"))
-WARM_UP_S = max(4.0, SECONDS / 5)
+SECONDS = float(os.environ.get("AFINA_LOAD", "5"))
+WARM_UP_S, WARM_UP_REQUESTS = max(2.0, SECONDS / 5), 12 * CLIENTS
 # Keys and values of recent texts are kept up to 256 MiB; these conversations fill a small part of it.
 GROWTH_BYTES = 128 * 2**20
 KINDS = ("text", "structured", "stream", "two", "calls", "refused", "leaves")
@@ -96,9 +96,11 @@ async def ask(http: httpx.AsyncClient, kind: str, chance: random.Random) -> str 
     return None
 
 
-async def client(http: httpx.AsyncClient, until: float, number: int, seen: Seen, kinds: tuple[str, ...]) -> None:
+async def client(
+    http: httpx.AsyncClient, until: float, number: int, seen: Seen, kinds: tuple[str, ...], at_least: int
+) -> None:
     chance = random.Random(number)
-    while time.monotonic() < until:
+    while time.monotonic() < until or seen.kinds.total() < at_least:
         kind = chance.choice(kinds)
         began = time.monotonic()
         try:
@@ -112,7 +114,10 @@ async def client(http: httpx.AsyncClient, until: float, number: int, seen: Seen,
             seen.faults.append(fault)
 
 
-async def crowd(server: Server, clients: int, seconds: float, kinds: tuple[str, ...] = KINDS) -> Seen:
+async def crowd(
+    server: Server, clients: int, seconds: float, kinds: tuple[str, ...] = KINDS, at_least: int = 0
+) -> Seen:
+    """at_least: requests, however long they take."""
     seen = Seen()
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"Authorization": f"Bearer {server.key}"}
@@ -120,7 +125,7 @@ async def crowd(server: Server, clients: int, seconds: float, kinds: tuple[str, 
         base_url=server.url, headers=headers, limits=limits, timeout=120, trust_env=False
     ) as http:
         until = time.monotonic() + seconds
-        await asyncio.gather(*(client(http, until, number, seen, kinds) for number in range(clients)))
+        await asyncio.gather(*(client(http, until, number, seen, kinds, at_least) for number in range(clients)))
     return seen
 
 
@@ -136,8 +141,8 @@ def test_sixty_four_clients(start_server: StartServer, tmp_path_factory: pytest.
     process = psutil.Process(server.process.pid)
     whole = tuple(kind for kind in KINDS if kind not in ("refused", "leaves"))
     asyncio.run(crowd(server, 1, 1.0, whole))  # loads the model
-    alone = asyncio.run(crowd(server, 1, min(5.0, SECONDS / 2), whole))
-    warm = asyncio.run(crowd(server, CLIENTS, WARM_UP_S))
+    alone = asyncio.run(crowd(server, 1, min(5.0, SECONDS / 5), whole))
+    warm = asyncio.run(crowd(server, CLIENTS, WARM_UP_S, at_least=WARM_UP_REQUESTS))
     before = process.memory_info().rss
     seen = asyncio.run(crowd(server, CLIENTS, SECONDS))
     after = process.memory_info().rss

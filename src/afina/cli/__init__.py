@@ -17,7 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from afina import __version__
-from afina.cli import hosted
+from afina.cli import distil, hosted, teacher
 from afina.cli import serve as serving
 from afina.core.errors import AfinaError, RecipeError
 
@@ -133,16 +133,34 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, 
 
     Trains first where the recipe compares a specialist that is not there yet.
     """
+    opened, agree = _open_to_compare(recipe, overrides, yes)
+    from afina import comparing
+
+    _print_result(comparing.evaluate(opened, agree), as_json)
+    print(f"Result: {opened.folder / 'report.json'}. As a page: afina report {opened.folder}", file=sys.stderr)
+
+
+@app.command(epilog=_example("afina compare recipe.yaml comparison.priority=cost"))
+def compare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Every way to answer on the same unseen rows, in one table, with a recommendation.
+
+    Baselines, prompting, ensembles, teachers, students, cascades: the names in the recipe's compare. What is missing is
+    trained; what was answered or paid for is not asked again.
+    """
+    opened, agree = _open_to_compare(recipe, overrides, yes)
+    from afina import comparing
+
+    _print_compared(opened, comparing.compare(opened, agree), as_json)
+
+
+def _open_to_compare(recipe: Path, overrides: list[str] | None, yes: bool) -> tuple[Any, Any]:
+    """The opened run, and who agrees to a price."""
     from afina import pipeline
 
     read = pipeline.read(recipe, overrides)
-    if hosted.is_hosted(read):
-        result, folder = hosted.evaluate(read, yes, report=False)
-    else:
-        opened = pipeline.open_recipe(read, overwrite=yes)
-        result, folder = pipeline.evaluate(opened), opened.folder
-    _print_result(result, as_json)
-    print(f"Result: {folder / 'report.json'}. As a page: afina report {folder}", file=sys.stderr)
+    if read.train.rounds is not None:
+        raise RecipeError("train.rounds is trained and judged round by round. Give: afina train RECIPE.yaml")
+    return pipeline.open_recipe(read, overwrite=yes), hosted.agreement_asker(yes)
 
 
 @app.command(epilog=_example("afina run recipe.yaml data.path=table.csv output_dir=runs/first"))
@@ -151,15 +169,10 @@ def run(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_js
 
     Killed, the same command continues where it stopped; finished, it prints the result again.
     """
-    from afina import pipeline
+    opened, agree = _open_to_compare(recipe, overrides, yes)
+    from afina import comparing
 
-    read = pipeline.read(recipe, overrides)
-    if hosted.is_hosted(read):
-        result, folder = hosted.evaluate(read, yes, report=True)
-        _print_result(result, as_json)
-        print(f"Report:     {folder / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
-        return
-    _run(pipeline.open_recipe(read, overwrite=yes), as_json)
+    _print_compared(opened, comparing.compare(opened, agree), as_json)
 
 
 @app.command(epilog=_example("afina predict runs/noticias --input new.csv --output answers.jsonl"))
@@ -204,8 +217,8 @@ def demo(
     from afina import pipeline
     from afina.core.config import load_recipe
 
-    recipe = load_recipe(pipeline.DEMO_RECIPE, [f"output_dir={output_dir}"])
-    _run(pipeline.open_recipe(recipe, overwrite=yes), as_json)
+    opened = pipeline.open_recipe(load_recipe(pipeline.DEMO_RECIPE, [f"output_dir={output_dir}"]), overwrite=yes)
+    _print_compared(opened, pipeline.run(opened), as_json)
 
 
 @app.command(epilog=_example("afina doctor"))
@@ -234,6 +247,8 @@ def doctor(
     print(textwrap.fill(listed, 100, initial_indent="libraries   ", subsequent_indent=" " * 12))
 
 
+app.command("label", epilog=_example("afina label rows.csv --teacher cot --output labels.jsonl"))(teacher.label)
+app.command("distill", epilog=_example("afina distill recipe.yaml distill.teacher=cot"))(distil.distill)
 app.command("serve", epilog=_example("afina serve --port 8000 --data-dir ~/.afina"))(serving.serve)
 app.add_typer(serving.keys)
 app.add_typer(hosted.jobs)
@@ -246,10 +261,8 @@ app.command(
 )(hosted.rescue)
 
 
-def _run(opened: Any, as_json: bool) -> None:
-    from afina import pipeline
-
-    _print_result(pipeline.run(opened), as_json)
+def _print_compared(opened: Any, result: dict[str, Any], as_json: bool) -> None:
+    _print_result(result, as_json)
     page, specialist = opened.folder / "report.html", opened.specialist
     print(f"Report:     {page}", file=sys.stderr if as_json else sys.stdout)
     if specialist.is_dir():

@@ -270,18 +270,6 @@ def prepare(opened: Run) -> Prepared:
     return hosting.prepare(opened, quiet=True)
 
 
-def evaluate(recipe: Recipe, yes: bool, *, report: bool) -> tuple[dict[str, Any], Path]:
-    """The result of a hosted recipe's `evaluate` (or, with the report, `run`), and its folder."""
-    from afina import hosting
-    from afina.runs import open_recipe
-
-    if recipe.train.rounds is not None:
-        raise RecipeError("train.rounds is trained and judged round by round. Give: afina train RECIPE.yaml")
-    opened = open_recipe(recipe, overwrite=yes)
-    agree = agreement_asker(yes)
-    return (hosting.run if report else hosting.evaluate)(opened, agree), opened.folder
-
-
 def plan(recipe: Recipe, as_json: bool) -> None:
     """Print what a hosted job costs. Nothing is sent, nothing stays."""
     import tempfile

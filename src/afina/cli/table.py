@@ -1,36 +1,32 @@
-"""The result of a comparison for the screen: one table of plain text, and the verdict under it.
+"""The result of a comparison for the screen: tables of plain text, the verdict under them, the recommendation last.
 
-Comes in: what report.json holds. Goes out: lines of at most 100 characters for up to four systems. It
-computes nothing.
+Comes in: what report.json holds. Goes out: lines of at most 100 characters, where names are short. It computes
+nothing.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afina.core.progress import seconds, size
 from afina.evaluation.verdict import METRICS, percent
+from afina.report.advice import advice_lines
+from afina.report.words import Language
 
 WIDTH = 100
+FEW = 4  # systems stand side by side; more stand under each other
 NONE = "-"
 
 
 def result_lines(report: Mapping[str, Any]) -> list[str]:
-    """Systems across, measures down; every score with its 95 % interval. Then the verdict, a sentence a line."""
+    """Every score with its 95 % interval. Then the verdict and the recommendation, a sentence a line."""
     systems = report["systems"]
-    rows: list[list[str]] = [["", *(system["name"] for system in systems)]]
-    for group in report["groups"]:
-        rows += _group(group, [system["fields"][group] for system in systems])
-    rows.append(["whole answer"])
-    rows.append(["  exact match", *(_score(system, "exact_match") for system in systems)])
-    rows.append(["  valid", *(percent(system["valid_rate"]) for system in systems)])
-    rows.append(["cost"])
-    rows += [[f"  {label}", *(show(system) for system in systems)] for label, show in COSTS.items()]
     num_test = report["num_test"]
     title = f"{report['task']}: {num_test} unseen row{'s' * (num_test != 1)}; 95 % intervals in brackets"
-    return [title, "", *_aligned(rows), "", *verdict_lines(report["verdict"])]
+    tables = _side_by_side(report) if len(systems) <= FEW else _under_each_other(report)
+    return [title, "", *tables, "", *verdict_lines(report["verdict"]), *_advice(report)]
 
 
 def verdict_lines(verdict: str) -> list[str]:
@@ -41,13 +37,72 @@ def verdict_lines(verdict: str) -> list[str]:
     return lines
 
 
+def _advice(report: Mapping[str, Any]) -> list[str]:
+    """The recommendation, where there was something to choose from."""
+    facts = report.get("recommendation") or {"why": "alone"}
+    if facts["why"] == "alone":
+        return []
+    return ["", *verdict_lines("\n".join(["Recommendation", *advice_lines(report, Language("en"))]))]
+
+
+def _side_by_side(report: Mapping[str, Any]) -> list[str]:
+    """Systems across, measures down."""
+    systems = report["systems"]
+    rows: list[list[str]] = [["", *(system["name"] for system in systems)]]
+    for group in report["groups"]:
+        rows += _group(group, [system["fields"][group] for system in systems])
+    rows.append(["whole answer"])
+    rows.append(["  exact match", *(_score(system, "exact_match") for system in systems)])
+    rows += _between_seeds(systems, "exact_match")
+    rows.append(["  valid", *(percent(system["valid_rate"]) for system in systems)])
+    rows.append(["cost"])
+    rows += [[f"  {label}", *(show(system) for system in systems)] for label, show in _costs(systems).items()]
+    return _aligned(rows)
+
+
+def _under_each_other(report: Mapping[str, Any]) -> list[str]:
+    """A table for each group of fields, for the whole answer and for the cost: systems down, measures across."""
+    systems = report["systems"]
+    lines: list[str] = []
+    for group in report["groups"]:
+        lines += [*_turned(systems, _group(group, [system["fields"][group] for system in systems])), ""]
+    whole = [
+        ["whole answer"],
+        ["  exact match", *(_score(system, "exact_match") for system in systems)],
+        *_between_seeds(systems, "exact_match"),
+        ["  valid", *(percent(system["valid_rate"]) for system in systems)],
+        ["  failed", *(str(system["num_failed"]) for system in systems)],
+    ]
+    costs = [["cost"], *([label, *(show(system) for system in systems)] for label, show in _costs(systems).items())]
+    return [*lines, *_turned(systems, whole), "", *_turned(systems, costs)]
+
+
+def _turned(systems: Sequence[Mapping[str, Any]], rows: list[list[str]]) -> list[str]:
+    """A block of measures (its title first) with a line per system."""
+    (title,), measures = rows[0], rows[1:]
+    table = [[title, *(row[0].strip() for row in measures)]]
+    table += [[system["name"], *(row[1 + at] for row in measures)] for at, system in enumerate(systems)]
+    return _aligned(table)
+
+
 def _group(name: str, entries: list[Mapping[str, Any]]) -> list[list[str]]:
     shown = ("mae", "accuracy") if entries[0]["kind"] == "number" else ("accuracy", "macro_f1")
     rows = [[name]]
-    rows += [[f"  {METRICS[m]}", *(_score(e, m) for e in entries)] for m in shown if m in entries[0]]
+    for metric in shown:
+        if metric in entries[0]:
+            rows.append([f"  {METRICS[metric]}", *(_score(entry, metric) for entry in entries)])
+            rows += _between_seeds(entries, metric)
     if any(_known(entry.get("ece")) for entry in entries):
         rows.append(["  calibration error", *(_number(entry.get("ece")) for entry in entries)])
     return rows
+
+
+def _between_seeds(entries: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
+    """The standard deviation over seeds, where some system has several."""
+    stds = [(entry.get("seed_std") or {}).get(metric) for entry in entries]
+    if not any(map(_known, stds)):
+        return []
+    return [["  ± seeds", *(NONE if std is None else f"± {_number(std)}" for std in stds)]]
 
 
 def _known(value: Any) -> bool:
@@ -78,9 +133,17 @@ COSTS: Mapping[str, Any] = {
     "tokens in + out": lambda s: (
         f"{s['prompt_tokens']:.0f} + {s['completion_tokens']:.0f}" if s.get("prompt_tokens") else NONE
     ),
+    "US$ per 1,000": lambda s: Language("en").money(s.get("cost_per_1000_usd")),
     "peak memory": lambda s: size(s["peak_memory_bytes"]) if s.get("peak_memory_bytes") else NONE,
     "training": lambda s: seconds(s["train_seconds"]) if s.get("train_seconds") else NONE,
 }
+
+
+def _costs(systems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Money only where some system costs any; of many systems, what fits the screen."""
+    paid = any(system.get("cost_per_1000_usd") for system in systems)
+    left_out = ([] if paid else ["US$ per 1,000"]) + (["answers per second"] if len(systems) > FEW else [])
+    return {label: show for label, show in COSTS.items() if label not in left_out}
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

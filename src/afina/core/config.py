@@ -31,7 +31,10 @@ from afina.core.strategy_config import (
     ComparisonConfig,
     DistillConfig,
     ModelConfig,
+    NegotiateConfig,
+    PromptConfig,
     StrategyConfig,
+    VoteConfig,
     inner_of,
     models_of,
     strategy_keys,
@@ -448,6 +451,13 @@ class Recipe(Config):
                 self._require(model, ("base", *self.models), f"{where}: {model!r} is no model")
             for inner in inner_of(strategy):
                 self._require(inner, self._answerers, f"{where}: {inner!r} is no strategy")
+            if isinstance(strategy, VoteConfig) and isinstance(strategy.of, str):
+                voter = self.strategies.get(strategy.of)
+                if not isinstance(voter, PromptConfig | NegotiateConfig):
+                    raise ValueError(
+                        f"{where}: {strategy.of!r} answers the same each time, so n votes of it are one. Name a prompt "
+                        "or a negotiation, or several strategies."
+                    )
         for name in self.strategies:
             self._refuse_circle(name, ())
         for name in self.compare:

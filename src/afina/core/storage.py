@@ -22,7 +22,7 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of a JSON value (or of bytes)."""
-    raw = value if isinstance(value, bytes) else canonical_json(value).encode()
+    raw = value if isinstance(value, bytes) else canonical_json(value).encode("utf-8", "surrogatepass")
     return hashlib.sha256(raw).hexdigest()[:16]
 
 

@@ -182,7 +182,7 @@ class Codec:
 
     def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the tokenizer lets other threads run meanwhile only for batches."""
-        return self._plain.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return self._plain.encode_batch_fast([_whole(text)], add_special_tokens=add_special_tokens)[0].ids
 
     def answer_text(self, text: str) -> list[int]:
         """Tokens of text that continues other text: no bos, no leading space of SentencePiece."""
@@ -197,6 +197,7 @@ class Codec:
         return ids.copy()
 
     def _answer_text(self, text: str) -> list[int]:
+        text = _whole(text)
         ids = self.lexer.tokenize_str(text)
         if self.lexer.decode_bytes(ids) != text.encode() or any(i in self.control_ids for i in ids):
             ids = self.lexer.greedy_tokenize(text)
@@ -210,3 +211,8 @@ class Codec:
     def decode(self, ids: list[int]) -> str:
         """The text of answer tokens; bytes that are no UTF-8 become U+FFFD."""
         return self.lexer.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, which is no character, is read as "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

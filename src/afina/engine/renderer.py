@@ -7,6 +7,8 @@ goes into the manifest; serving under another fingerprint is an error.
 
 from __future__ import annotations
 
+import bisect
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,6 +27,8 @@ from afina.engine.writer import Writer
 Style = Literal["chat", "completion"]
 # A text of private-use characters marks where a user's text stands in a rendered template.
 MARK = "\ue0f1%d\ue0f2"
+SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|\n")
+WORD_END = re.compile(r"\S(?=\s)")
 
 
 class Renderer:
@@ -63,10 +67,15 @@ class Renderer:
 
     # -- prompts --------------------------------------------------------------------------------
 
-    def prompt(self, part: Part, inputs: Inputs, max_tokens: int | None = None) -> tuple[list[int], int]:
-        """Prompt ids, and how many characters of the inputs were cut to fit in `max_tokens`."""
+    def prompt(
+        self, part: Part, inputs: Inputs, max_tokens: int | None = None, prefix: str | None = None
+    ) -> tuple[list[int], int]:
+        """Prompt ids, and how many characters of the inputs were cut to fit in `max_tokens`.
+
+        prefix: a first line before the instruction, for a second task.
+        """
         shown = part.shown(inputs)
-        ids = self._prompt_ids(part, shown)
+        ids = self._prompt_ids(part, shown, prefix)
         if max_tokens is None or len(ids) <= max_tokens:
             return ids, 0
         total = sum(len(text) for _, text in shown)
@@ -74,12 +83,12 @@ class Renderer:
         low, high = 0, max(len(text) for _, text in shown)
         while low < high:
             middle = (low + high + 1) // 2
-            if len(self._prompt_ids(part, [(n, t[:middle]) for n, t in shown])) <= max_tokens:
+            if len(self._prompt_ids(part, [(n, t[:middle]) for n, t in shown], prefix)) <= max_tokens:
                 low = middle
             else:
                 high = middle - 1
         cut = [(name, text[:low]) for name, text in shown]
-        ids = self._prompt_ids(part, cut)
+        ids = self._prompt_ids(part, cut, prefix)
         if len(ids) > max_tokens:
             raise DataError(
                 f"the instruction alone takes {len(ids)} tokens, but {max_tokens} are left for the prompt. "
@@ -103,10 +112,10 @@ class Renderer:
         """The answer's format in words, for a model that was not tuned."""
         return describe(part.schema, self.answer_format)
 
-    def _prompt_ids(self, part: Part, shown: Sequence[tuple[str, str]]) -> list[int]:
+    def _prompt_ids(self, part: Part, shown: Sequence[tuple[str, str]], prefix: str | None = None) -> list[int]:
+        question = self.question(part, shown) if prefix is None else f"{prefix}\n\n{self.question(part, shown)}"
         if self.style == "completion":
-            return self.codec.completion_prompt(self.question(part, shown) + "\n\n")
-        question = self.question(part, shown)
+            return self.codec.completion_prompt(question + "\n\n")
         for content in (question, question.strip()):  # many templates trim what they are given
             if (pieces := self._chat_pieces(content)) is not None:
                 return self.codec.chat_prompt(pieces)
@@ -165,7 +174,24 @@ class Renderer:
         gold = self.task.part_answer(part, example)
         if gold is None:
             return None
-        writer = self.writer(part, 0, gold)
+        return self._encoded(part, example.inputs, self.writer(part, 0, gold), max_tokens)
+
+    def encode_rationale(
+        self, part: Part, example: Example, prefix: str, max_tokens: int | None = None
+    ) -> Encoded | None:
+        """A part's rationale as a second task: the same question behind another beginning, the rationale as the answer.
+
+        prefix: the first line of its prompt, which tells the two tasks apart. None if the part has no rationale.
+        """
+        text = example.rationale(part.key)
+        if text is None:
+            return None
+        return self._encoded(part, example.inputs, Writer(self.codec, walk_text(text), 0), max_tokens, prefix)
+
+    def _encoded(
+        self, part: Part, inputs: Inputs, writer: Writer, max_tokens: int | None, prefix: str | None = None
+    ) -> Encoded:
+        """writer: of a gold answer."""
         positions: dict[int, tuple[tuple[int, ...] | None, str]] = {}
         while (decision := writer.need()) is not None:
             assert decision.gold is not None, "a gold answer decides everything"
@@ -174,7 +200,7 @@ class Renderer:
             writer.take(decision.gold)
         answer = [*writer.tokens, self.codec.eos]
         room = None if max_tokens is None else max_tokens - len(answer)
-        prompt, cut = self.prompt(part, example.inputs, room)
+        prompt, cut = self.prompt(part, inputs, room, prefix)
         return Encoded(
             input_ids=(*prompt, *answer),
             num_prompt=len(prompt),
@@ -182,6 +208,23 @@ class Renderer:
             fields={len(prompt) + at: path for at, (_, path) in positions.items()},
             truncated=cut,
         )
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """A text as far as it fits into `max_tokens` tokens: to the end of a sentence, or else of a word.
+
+        Counted as the text is written inside a JSON answer, its quotes included.
+        """
+        if self._fits(text, max_tokens):
+            return text
+        for ends in (SENTENCE_END, WORD_END):
+            places = [match.end() for match in ends.finditer(text)]
+            found = bisect.bisect_left(places, True, key=lambda end: not self._fits(text[:end].rstrip(), max_tokens))
+            if found:
+                return text[: places[found - 1]].rstrip()
+        return ""
+
+    def _fits(self, text: str, max_tokens: int) -> bool:
+        return len(self.codec.answer_text(dumps(text))) <= max_tokens
 
     def encode_text(self, text: str, max_tokens: int) -> list[Encoded]:
         """Plain text as language-modelling examples: pieces of at most `max_tokens`, the last with eos."""

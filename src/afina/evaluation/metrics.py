@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -215,6 +215,12 @@ def _probabilities(belief: Sequence[tuple[Prediction, str]], labels: tuple[Any, 
     return table
 
 
+def pooled(runs: Sequence[Coded]) -> Coded:
+    """The rows of several runs on the same test, one run after the other."""
+    names = ("gold", "predicted", "right", "failed", "error", "example", "confidence", "probabilities")
+    return replace(runs[0], **{name: np.concatenate([getattr(run, name) for run in runs]) for name in names})
+
+
 # -- sums to metrics ------------------------------------------------------------------------------
 
 
@@ -226,6 +232,16 @@ def accuracy(sums: np.ndarray) -> np.ndarray:
 def mean_absolute_error(sums: np.ndarray) -> np.ndarray:
     """(..., K) -> (...)."""
     return sums[..., 2] / sums[..., 0]
+
+
+def mean_accuracy(starts: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean of several units' accuracies, as a function of sums. starts: where each unit's columns begin."""
+    at = np.array(starts)
+
+    def metric(sums: np.ndarray) -> np.ndarray:
+        return (sums[..., at + 1] / sums[..., at]).mean(axis=-1)
+
+    return metric
 
 
 def label_f1(sums: np.ndarray) -> np.ndarray:

@@ -4,26 +4,43 @@ Comes in: sums that a metric is computed from, one row per cluster of the test (
 near-duplicates stand or fall together, so whole clusters are resampled or swapped, never rows). Goes out:
 intervals and p-values. It knows nothing of fields or systems: a metric is a function from sums to values.
 
-Shapes: C clusters, K summed columns, B resamples or permutations. Every accuracy, F1 or mean error is a
-function of sums over clusters, so B resamples are one matrix product, and there is no loop over rows.
-The caller owns the random generator.
+Shapes: C clusters, S seeds of one system, K summed columns, B resamples or permutations. Every accuracy, F1 or
+mean error is a function of sums over clusters, so B resamples are one matrix product, and there is no loop over
+rows. Clusters come first; what follows (K, or S and K) is carried along. The caller owns the random generator.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Sums (..., K) -> the metric's values (...)."""
+"""Sums (..., K) -> the metric's values (...). Over seeds: (..., S, K) -> (...)."""
 
 NUM_RESAMPLES = 2_000
 NUM_PERMUTATIONS = 10_000
 LEVEL = 0.95
 BLOCK_CELLS = 8_000_000  # of a random matrix held at once: 64 MB
 EQUAL = 1e-12  # differences of equal fractions, computed in another order, differ by less
+
+
+def over_seeds(statistic: Statistic) -> Statistic:
+    """The mean over seeds of a metric that is computed for each seed by itself: (..., S, K) -> (...)."""
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        return statistic(sums).mean(axis=-1)
+
+    return mean
+
+
+def same_number_of_seeds(a_CSK: np.ndarray, b_CSK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each system's runs repeated, all equally often, until both have as many: every mean over seeds stays."""
+    together = math.lcm(a_CSK.shape[1], b_CSK.shape[1])
+    a, b = (np.tile(sums, (1, together // sums.shape[1], 1)) for sums in (a_CSK, b_CSK))
+    return a, b
 
 
 def cluster_sums(values_NK: np.ndarray, cluster_N: np.ndarray, num_clusters: int) -> np.ndarray:
@@ -41,15 +58,15 @@ def cluster_numbers(clusters: Sequence[int]) -> tuple[np.ndarray, int]:
 
 
 def bootstrap_sums(sums_CK: np.ndarray, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
-    """Total sums of `num_resamples` draws of C clusters with replacement: (B, K)."""
-    num_clusters = len(sums_CK)
-    blocks = []
+    """Total sums of `num_resamples` draws of C clusters with replacement: (C, ..., K) -> (B, ..., K)."""
+    num_clusters, shape = len(sums_CK), sums_CK.shape[1:]
+    flat, blocks = sums_CK.reshape(num_clusters, -1), list[np.ndarray]()
     for count in _blocks(num_resamples, num_clusters):
         drawn = rng.integers(num_clusters, size=(count, num_clusters))
         drawn += np.arange(count)[:, None] * num_clusters
         weights = np.bincount(drawn.ravel(), minlength=count * num_clusters).reshape(count, num_clusters)
-        blocks.append(weights.astype(np.float64) @ sums_CK)
-    return np.concatenate(blocks)
+        blocks.append(weights.astype(np.float64) @ flat)
+    return np.concatenate(blocks).reshape(num_resamples, *shape)
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
@@ -59,7 +76,7 @@ def _blocks(total: int, width: int) -> Iterator[int]:
 
 
 def jackknife_sums(sums_CK: np.ndarray) -> np.ndarray:
-    """Total sums with each cluster left out once: (C, K)."""
+    """Total sums with each cluster left out once: (C, ..., K), as they came."""
     return sums_CK.sum(axis=0) - sums_CK
 
 
@@ -106,16 +123,18 @@ def permutation_p(
     """Two-sided p of the paired permutation test that systems a and b are interchangeable.
 
     Under the null hypothesis it does not matter which system gave which answer, so their answers to each
-    cluster are swapped by a coin. p = (1 + #{|permuted difference| >= |observed|}) / (1 + permutations),
-    which is never 0 (Phipson & Smyth 2010). Equal systems give 1.
+    cluster are swapped by a coin; those of all seeds together, where systems have several (C, S, K).
+    p = (1 + #{|permuted difference| >= |observed|}) / (1 + permutations), which is never 0 (Phipson & Smyth
+    2010). Equal systems give 1.
     """
     total_a, total_b = a_CK.sum(axis=0), b_CK.sum(axis=0)
     observed = abs(float(statistic(total_a) - statistic(total_b)))
-    change = b_CK - a_CK
+    shape, change = a_CK.shape[1:], (b_CK - a_CK).reshape(len(a_CK), -1)
     change = change[np.any(change != 0, axis=1)]  # swapping equal answers changes nothing
     at_least = 0
     for count in _blocks(num_permutations, len(change)):
         swapped = rng.integers(2, size=(count, len(change)), dtype=np.int8).astype(np.float64) @ change
+        swapped = swapped.reshape(count, *shape)
         difference = statistic(total_a + swapped) - statistic(total_b - swapped)
         at_least += int(np.sum(np.abs(difference) >= observed - EQUAL))
     return (1 + at_least) / (1 + num_permutations)

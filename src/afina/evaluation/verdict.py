@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afina.core.task import Task
-from afina.evaluation import statistics
+from afina.evaluation.paired import LEVEL, SMALL_TEST, SPECIALIST, least_p
 
-LEVEL = 0.05
-SMALL_TEST = 30  # clusters; below, intervals are too wide to separate systems that are not far apart
+FEW = 4  # systems; more are told measure by measure, not pair by pair
+STUDENT = "student-"  # what strategies of trained students begin with
 FRIENDLY = {
     "majority": "the majority answer",
     "tfidf": "TF-IDF",
@@ -32,18 +32,25 @@ def verdict(task: Task, report: Mapping[str, Any]) -> str:
     systems: Sequence[Mapping[str, Any]] = report["systems"]
     if not systems:
         return f"No system answered the test of {task.name}, so there is nothing to compare."
-    specialists = [s for s in systems if s["strategy"] == "finetuned"]
-    sentences = [_validity(s, report["num_test"], len(systems) > 1) for s in specialists or systems]
-    if not specialists:
+    specialists = [s for s in systems if s["strategy"] == SPECIALIST]
+    if len(systems) > FEW:
+        sentences = [_validity_of_all(systems)]
+    else:
+        sentences = [_validity(s, report["num_test"], len(systems) > 1) for s in specialists or systems]
+    if not specialists and not any(s["strategy"].startswith(STUDENT) for s in systems):
         sentences.append("No specialist is among the systems, so whether fine-tuning helps cannot be told.")
-    elif len(systems) < 2:
+    elif specialists and len(systems) < 2:
         sentences.append(
             "The specialist was compared with no other system, so whether it beats a baseline cannot be told."
         )
     tests: Sequence[Mapping[str, Any]] = report["tests"]
-    for pair in dict.fromkeys((test["a"], test["b"]) for test in tests):
-        names = [_who(systems, name, len(specialists) > 1) for name in pair]
-        sentences += _comparison(names[0], names[1], [t for t in tests if (t["a"], t["b"]) == pair])
+    pairs = list(dict.fromkeys((test["a"], test["b"]) for test in tests))
+    friendly = {s["name"]: _who(systems, s["name"], len(specialists) > 1) for s in systems}
+    if len(pairs) < FEW:
+        for a, b in pairs:
+            sentences += _comparison(friendly[a], friendly[b], [t for t in tests if (t["a"], t["b"]) == (a, b)])
+    else:
+        sentences += _by_measure(tests, friendly)
     sentences += _limits(tests, report["num_clusters"])
     return "\n".join(sentences)
 
@@ -51,6 +58,14 @@ def verdict(task: Task, report: Mapping[str, Any]) -> str:
 def _validity(system: Mapping[str, Any], num_test: int, named: bool) -> str:
     whose = f" of {system['name']}" if named and system["strategy"] != "finetuned" else ""
     return f"{percent(system['valid_rate'])} of {num_test} answers{whose} are valid."
+
+
+def _validity_of_all(systems: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for many systems: which of them gave invalid answers."""
+    short = [f"{s['name']} ({percent(s['valid_rate'])})" for s in systems if s["valid_rate"] < 1]
+    if not short:
+        return f"All answers of all {len(systems)} systems are valid."
+    return f"All answers are valid but those of {_listed(short)}."
 
 
 def percent(share: float) -> str:
@@ -82,6 +97,46 @@ def _comparison(a: str, b: str, tests: Sequence[Mapping[str, Any]]) -> list[str]
     return sentences
 
 
+def _by_measure(tests: Sequence[Mapping[str, Any]], friendly: Mapping[str, str]) -> list[str]:
+    """One sentence a measure, for one system against many or many against one."""
+    sentences: list[str] = []
+    alone = list(dict.fromkeys(test["a"] for test in tests))
+    many: Sequence[str | None] = alone if len(alone) < len({test["b"] for test in tests}) else [None]
+    for field, metric in dict.fromkeys((test["field"], test["metric"]) for test in tests):
+        found = [t for t in tests if (t["field"], t["metric"]) == (field, metric)]
+        where = METRICS[metric] if metric == "exact_match" else f"{METRICS[metric]} of {field}"
+        for first in many:
+            told = [t for t in found if first in (None, t["a"])]
+            sentences.append(f"{where[0].upper()}{where[1:]}: {_outcomes(told, first, friendly)}.")
+    return sentences
+
+
+def _outcomes(tests: Sequence[Mapping[str, Any]], first: str | None, friendly: Mapping[str, str]) -> str:
+    """first: the system that all are compared with as `a`; None where `b` is the same in all."""
+    rival, against = ("b", friendly[first]) if first is not None else ("a", friendly[tests[0]["b"]])
+    decided = {True: list[str](), False: list[str]()}
+    unclear: list[str] = []
+    for test in tests:
+        if test["p_holm"] < LEVEL and test["difference"] != 0:
+            told = f"{friendly[test[rival]]} ({_signed(test['difference'])}, p = {_p(test['p_holm'])})"
+            decided[_gain(test) > 0].append(told)
+        else:
+            unclear.append(friendly[test[rival]])
+    is_first = first is not None
+    clauses = [
+        f"{against} is {word} than {_listed(names)}" if is_first else f"{word} than {against}: {_listed(names)}"
+        for word, names in (("better", decided[True]), ("worse", decided[False]))
+        if names
+    ]
+    if unclear:
+        clauses.append(f"no difference {f'from {against} ' if not is_first else ''}shown: {_listed(unclear)}")
+    return "; ".join(clauses)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def _gain(test: Mapping[str, Any]) -> float:
     return -test["difference"] if test["metric"] in LOWER_IS_BETTER else test["difference"]
 
@@ -92,8 +147,7 @@ def _places(tests: Sequence[Mapping[str, Any]], describe: Any) -> str:
     for test in tests:
         name = "the whole answer" if test["metric"] == "exact_match" else test["field"]
         fields.setdefault(name, []).append(describe(test))
-    listed = [f"{name} ({'; '.join(found)})" for name, found in fields.items()]
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+    return _listed([f"{name} ({'; '.join(found)})" for name, found in fields.items()])
 
 
 def _significant(test: Mapping[str, Any]) -> str:
@@ -117,17 +171,21 @@ def _p(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
+def _quotes_intervals(tests: Sequence[Mapping[str, Any]]) -> bool:
+    return len({(test["a"], test["b"]) for test in tests}) < FEW
+
+
 def _limits(tests: Sequence[Mapping[str, Any]], num_clusters: int) -> list[str]:
     """What the size of the test keeps from being told."""
     sentences = []
     if tests:
+        brackets = "In brackets: 95 % intervals." if _quotes_intervals(tests) else "In brackets: the difference."
         sentences.append(
-            f"In brackets: 95 % intervals. The p values are corrected for all {len(tests)} comparisons (Holm)."
+            f"{brackets} The p values are corrected for all {len(tests)} comparisons (Holm)."
             if len(tests) > 1
-            else "In brackets: 95 % intervals. The p value is of the one comparison made."
+            else f"{brackets} The p value is of the one comparison made."
         )
-        least_p = max(2.0 ** (1 - num_clusters), 1 / (1 + statistics.NUM_PERMUTATIONS))
-        if least_p * len(tests) >= LEVEL:
+        if least_p(num_clusters) * len(tests) >= LEVEL:
             sentences.append(
                 f"With {num_clusters} independent test items, hardly any difference could reach p < {LEVEL}: who is "
                 "better cannot be told from this test."

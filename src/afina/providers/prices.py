@@ -72,15 +72,17 @@ class PriceTable:
         return self.prices.get(model) or self.prices.get(base_of(model))
 
 
-def load_prices(own: Path | None = None, *, packaged: bool = True) -> PriceTable:
+def load_prices(own: Path | None = None, *, packaged: bool = True, fine_tuned: bool = True) -> PriceTable:
     """The packaged prices, those of the file `own` instead where it has them. Raises RecipeError.
 
-    packaged: False for a provider other than OpenAI, whose prices they are.
+    packaged: False for a provider other than OpenAI, whose prices they are. fine_tuned: of fine-tunes and their
+    training; False for models as OpenAI serves them to all, which cost less.
     """
     prices: dict[str, Price] = {}
     if packaged:
-        text = resources.files("afina.providers").joinpath("prices.yaml").read_text(encoding="utf-8")
-        prices = _read(text, "prices.yaml")
+        name = "prices.yaml" if fine_tuned else "chat_prices.yaml"
+        text = resources.files("afina.providers").joinpath(name).read_text(encoding="utf-8")
+        prices = _read(text, name)
     if own is not None:
         try:
             text = own.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,26 @@ from markupsafe import Markup
 
 from afina.core.storage import write_text
 from afina.report import plots
+from afina.report.advice import advice_lines
+from afina.report.comparison import (
+    FEW_PAIRS,
+    Figure,
+    curve_figure,
+    forest_figures,
+    has_cost,
+    metric_name,
+    num_pairs,
+    pareto_figures,
+    seeds_of,
+    spread_text,
+    verdict_by_measure,
+)
 from afina.report.run_folder import RunFiles, finite, outcome, read_run
+from afina.report.trails import flat, steps_of, trails
 from afina.report.words import MISSING, Language
 
 FIRST_SHOWN = 4  # examples of a kind in plain view; the rest unfold
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with what every plot needs beside it."""
-
-    title: str
-    body: Markup
-    note: str = ""
+FEW_TESTS = 15  # more unfold under their figures
 
 
 def write_report(run_dir: Path, language: str = "en") -> Path:
@@ -56,6 +63,7 @@ def render(run: RunFiles, words: Language) -> str:
     environment.filters.update(
         number=words.number, count=words.count, signed=words.signed, interval=words.interval, p_value=words.p_value,
         percent=words.percent, duration=words.duration, bytes=words.bytes, text=as_text, outcome=outcome,
+        money=words.money, metric=partial(metric_name, words),
     )  # fmt: skip
     style = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
@@ -65,14 +73,25 @@ def render(run: RunFiles, words: Language) -> str:
         report=run.report,
         specialist=run.specialist,
         verdict=verdict_lines(run, words),
+        advice=advice_lines(run.report, words),
         columns=columns(run),
+        few_systems=FEW_PAIRS,
         support=lambda name: _support(run, name),
         bars=list(comparison_bars(run, words)),
+        has_seeds=any(seeds_of(system, "exact_match") for system in run.systems),
+        num_seeds=words.join([str(n) for n in sorted({len(seeds_of(s, "exact_match")) for s in run.systems} - {0})]),
+        spread=lambda values, metric: spread_text(values, metric, words),
+        forests=list(forest_figures(run, words)),
+        fold_tests=len(run.report.get("tests") or []) > FEW_TESTS,
+        paretos=pareto_figures(run, words),
+        has_cost=has_cost(run),
+        curve=curve_figure(run, words),
+        trails=trails(run, words),
         matrices=matrices,
         reliabilities=lambda system: list(reliability_figures(system, run, words)),
         training=training(run, words),
         lengths=lengths(run, words),
-        examples=examples(run),
+        examples=examples(run, words),
         first_shown=FIRST_SHOWN,
         memory=memory(run, words),
         recipe_text=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100) if run.recipe else None,
@@ -89,15 +108,6 @@ def as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, leaf) pairs of nested mappings; lists are leaves."""
-    if not isinstance(value, Mapping):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-
-
 # -- what the figures say -----------------------------------------------------------------------
 
 
@@ -105,10 +115,12 @@ def verdict_lines(run: RunFiles, words: Language) -> list[str]:
     """The verdict, one sentence a line: the run's own in English, rebuilt from the tests in other languages."""
     if words.code == "en" or not run.report.get("tests"):
         return [line for line in str(run.report.get("verdict", "")).splitlines() if line.strip()]
+    if num_pairs(run) >= FEW_PAIRS and (lines := verdict_by_measure(run, words)):
+        return lines
     said: dict[tuple[str, str], dict[str, list[str]]] = {}
     for test in run.report["tests"]:
         fields = said.setdefault((test["a"], test["b"]), {"better": [], "worse": [], "none": []})
-        metric = words(test["metric"]) if test["metric"] in ("accuracy", "macro_f1", "exact_match") else test["metric"]
+        metric = metric_name(words, test["metric"])
         p = words.p_value(test.get("p_holm", test.get("p")))
         where = f"{test['field']}, {metric}" if test.get("field") else metric
         fields[outcome(test)].append(f"{where} ({words.signed(test['difference'], 2)}; {words('p_holm')} {p})")
@@ -155,6 +167,7 @@ def _bars_figure(run: RunFiles, words: Language, found: list[Any], name: str, me
             tuple(values[f"{metric}_ci"]) if words.interval(values.get(f"{metric}_ci")) else None,  # type: ignore[arg-type]
             words.interval(values.get(f"{metric}_ci")),
             system is run.specialist,
+            seeds_of(values, metric),
         )
         for system, values in found
     ]
@@ -181,9 +194,10 @@ def matrices(system: Mapping[str, Any], names: list[str]) -> list[dict[str, Any]
             rows.append({"label": label, "cells": cells, "total": total})
         labels = (confusion or {}).get("labels", [])
         num = sum(r["total"] for r in rows) or field.get("support")
-        found.append(
-            {"name": name, "labels": labels, "rows": rows, "per_label": field.get("per_label") or {}, "n": num}
-        )
+        scores = field.get("per_label") or {}
+        if isinstance(scores, list):  # as before the format was settled
+            scores = {str(row.get("label")): row for row in scores}
+        found.append({"name": name, "labels": labels, "rows": rows, "per_label": scores, "n": num})
     return found
 
 
@@ -258,7 +272,7 @@ def lengths(run: RunFiles, words: Language) -> Figure | None:
     return Figure(words("lengths"), body, f"{shown}. {note}")
 
 
-def examples(run: RunFiles) -> dict[str, list[dict[str, Any]]] | None:
+def examples(run: RunFiles, words: Language) -> dict[str, list[dict[str, Any]]] | None:
     """Wrong and right ones, each with its answer field by field; the most confident mistakes first."""
     if run.examples is None:
         return None
@@ -282,6 +296,8 @@ def examples(run: RunFiles) -> dict[str, list[dict[str, Any]]] | None:
             "inputs": item.get("inputs") or {},
             "fields": fields,
             "sure": max(sure, default=0.0),
+            "reasoning": item.get("reasoning") or {},
+            "steps": steps_of(item, words),
         }
         found["right" if item.get("correct") else "wrong"].append(entry)
     found["wrong"].sort(key=lambda entry: -entry["sure"])

@@ -19,7 +19,7 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar. value: None where it was not measured. interval: (low, high) in the same unit."""
+    """One bar. value: None where it was not measured. interval: (low, high), dots: further values, in the same unit."""
 
     label: str
     value: float | None
@@ -27,6 +27,7 @@ class Bar:
     interval: tuple[float, float] | None = None
     interval_text: str = ""
     highlighted: bool = False
+    dots: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,26 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, with a tick at each of `ticks`."""
+    """From `low` to `high`, with a tick at each of `ticks`.
+
+    log: equal steps are equal factors. has_zero: of a logarithmic axis, zero has a place of its own at the left.
+    """
 
     low: float
     high: float
     ticks: tuple[float, ...]
     label: str
     format: Format = field(default=lambda value: f"{value:g}")
+    log: bool = False
+    has_zero: bool = False
 
     def percent(self, value: float) -> float:
         """Where a value stands between low (0) and high (100)."""
+        if self.log:
+            begin = AFTER_ZERO if self.has_zero else 0.0
+            if value <= 0:
+                return ZERO_AT
+            return round(begin + (100 - begin) * math.log(value / self.low) / math.log(self.high / self.low), 3)
         return round(100 * (value - self.low) / ((self.high - self.low) or 1), 3)
 
 
@@ -70,6 +81,31 @@ def snug_axis(low: float, high: float, label: str, format: Format, count: int = 
     return Axis(low, high if high > low else low + 1, tuple(t for t in nice.ticks if low <= t <= high), label, format)
 
 
+def price_axis(values: Sequence[float], label: str, format: Format) -> Axis:
+    """An axis for costs or times: from 0, or logarithmic where they span a factor of ten or more.
+
+    values: none negative, at least one above 0.
+    """
+    above = [value for value in values if value > 0]
+    if max(above) < 10 * min(above):
+        return nice_axis(0.0, max(above), label, format, 4)
+    low, high = math.floor(math.log10(min(above)) + 1e-9), math.ceil(math.log10(max(above)) - 1e-9)
+    step = math.ceil((high - low) / 5)
+    has_zero = min(values) <= 0
+    ticks = tuple(float(f"1e{power}") for power in range(low, high + 1, step))
+    return Axis(10.0**low, 10.0**high, ((0.0,) if has_zero else ()) + ticks, label, format, True, has_zero)
+
+
+def count_axis(values: Sequence[float], label: str, format: Format) -> Axis:
+    """A logarithmic axis with a tick at each of a few counts; linear where they are alike."""
+    ticks = tuple(sorted(set(values)))
+    if len(ticks) < 2 or ticks[0] <= 0:
+        return nice_axis(0, max(ticks), label, format)
+    edge = (ticks[-1] / ticks[0]) ** 0.04
+    return Axis(ticks[0] / edge, ticks[-1] * edge, ticks, label, format, True)
+
+
+ZERO_AT, AFTER_ZERO = 4.0, 12.0  # percent of a logarithmic axis with a zero
 UNIT_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -83,11 +119,19 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def bars(rows: Sequence[Bar], axis: Axis) -> Markup:
     """Horizontal bars, one per row, each with its label, value and interval in text beside it."""
-    grid = Markup("").join(_line("grid", f"{axis.percent(t)}%", "0", f"{axis.percent(t)}%", "100%") for t in axis.ticks)
+    grid = Markup("").join(
+        svg_line("grid", f"{axis.percent(t)}%", "0", f"{axis.percent(t)}%", "100%") for t in axis.ticks
+    )
     body = [_bar_row(row, axis, grid) for row in rows]
     return Markup(
-        '<div class="bars">{}<div class="bar-row bar-axis"><span></span>{}<span></span></div>{}</div>'
-    ).format(Markup("").join(body), _x_ticks(axis), _axis_label(axis))
+        '<div class="bars" style="--label:{}rem">{}'
+        '<div class="bar-row bar-axis"><span></span>{}<span></span></div>{}</div>'
+    ).format(label_rem([row.label for row in rows]), Markup("").join(body), x_ticks(axis), axis_label(axis))
+
+
+def label_rem(labels: Sequence[str]) -> float:
+    """Width of a column that holds the labels on one line, within reason."""
+    return round(min(12.0, max(7.0, 0.43 * max(map(len, labels), default=0) + 1.1)), 1)
 
 
 def _bar_row(row: Bar, axis: Axis, grid: Markup) -> Markup:
@@ -99,8 +143,10 @@ def _bar_row(row: Bar, axis: Axis, grid: Markup) -> Markup:
     if row.interval is not None:
         low, high = (f"{axis.percent(v)}%" for v in row.interval)
         for kind in ("whisker halo", "whisker"):
-            drawn += _line(kind, low, "14", high, "14")
-            drawn += _line(kind, low, "10", low, "18") + _line(kind, high, "10", high, "18")
+            drawn += svg_line(kind, low, "14", high, "14")
+            drawn += svg_line(kind, low, "10", low, "18") + svg_line(kind, high, "10", high, "18")
+    for value in row.dots:
+        drawn += Markup('<circle class="seed" cx="{}%" cy="25" r="2.5"/>').format(axis.percent(value))
     return Markup(
         '<div class="bar-row{}"><span class="bar-label">{}</span>'
         '<svg class="bar-area" height="28" aria-hidden="true">{}{}</svg>'
@@ -110,10 +156,10 @@ def _bar_row(row: Bar, axis: Axis, grid: Markup) -> Markup:
 
 def line_chart(lines: Sequence[Line], x: Axis, y: Axis, mark: tuple[float, str] | None = None) -> Markup:
     """Lines over a common x; `mark` is a labelled vertical line. Every line needs a point."""
-    body = _grid(x, y)
+    body = grid_of(x, y)
     if mark:
         at = x.percent(mark[0])
-        body += _line("mark", f"{at}%", "0", f"{at}%", "100%")
+        body += svg_line("mark", f"{at}%", "0", f"{at}%", "100%")
         # Past the middle the label stands to the left of its line, so that it stays inside.
         body += Markup('<text class="mark-label" x="{}%" y="13" dx="{}" text-anchor="{}">{}</text>').format(
             at, -6 if at > 50 else 6, "end" if at > 50 else "start", mark[1]
@@ -137,7 +183,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, mark: tuple[float, str] 
         for line in lines
     )
     legend = Markup('<div class="legend">{}</div>').format(keys) if len(lines) > 1 else Markup("")
-    return legend + _frame(body, x, y, "tall")
+    return legend + framed(body, x, y, "tall")
 
 
 def _path(line: Line, x: Axis, y: Axis) -> Markup:
@@ -157,11 +203,11 @@ def reliability(
     bins: {"low", "high", "confidence", "accuracy", "count"}, empty bins allowed.
     """
     full = [b for b in bins if b["count"]]
-    body = _grid(confidence, accuracy)
-    body += _line("diagonal", "0", "100%", "100%", "0")
+    body = grid_of(confidence, accuracy)
+    body += svg_line("diagonal", "0", "100%", "100%", "0")
     for b in full:
         at, (low, high) = confidence.percent(b["confidence"]), wilson(b["accuracy"], b["count"])
-        body += _line(
+        body += svg_line(
             "whisker", f"{at}%", f"{100 - accuracy.percent(low)}%", f"{at}%", f"{100 - accuracy.percent(high)}%"
         )
         body += Markup('<circle class="dot first" cx="{}%" cy="{}%" r="4.5"><title>{}</title></circle>').format(
@@ -180,45 +226,47 @@ def reliability(
         )
     empty = Axis(0, 1, (), counts)
     bare = Axis(confidence.low, confidence.high, (), "")
-    return _frame(body, bare, accuracy, "square") + _frame(histogram, confidence, empty, "low")
+    return framed(body, bare, accuracy, "square") + framed(histogram, confidence, empty, "low")
 
 
 def quantiles(values: Sequence[tuple[str, float]], limit: tuple[str, float] | None, axis: Axis) -> Markup:
     """Named points of a distribution on one line, and the limit that they are held against."""
-    body = Markup("").join(_line("grid", f"{axis.percent(t)}%", "0", f"{axis.percent(t)}%", "100%") for t in axis.ticks)
+    body = Markup("").join(
+        svg_line("grid", f"{axis.percent(t)}%", "0", f"{axis.percent(t)}%", "100%") for t in axis.ticks
+    )
     numbers = [v for _, v in values]
-    body += _line("range", f"{axis.percent(min(numbers))}%", "50%", f"{axis.percent(max(numbers))}%", "50%")
+    body += svg_line("range", f"{axis.percent(min(numbers))}%", "50%", f"{axis.percent(max(numbers))}%", "50%")
     for name, value in values:
         body += Markup('<circle class="dot first" cx="{}%" cy="50%" r="5"><title>{}</title></circle>').format(
             axis.percent(value), f"{name}: {axis.format(value)}"
         )
     if limit:
         at = axis.percent(limit[1])
-        body += _line("mark", f"{at}%", "0", f"{at}%", "100%")
+        body += svg_line("mark", f"{at}%", "0", f"{at}%", "100%")
         body += Markup('<text class="mark-label" x="{}%" y="12" dx="{}" text-anchor="{}">{}</text>').format(
             at, -6 if at > 50 else 6, "end" if at > 50 else "start", limit[0]
         )
     svg = Markup('<svg class="strip" height="60" aria-hidden="true">{}</svg>').format(body)
-    return Markup('<div class="strip-box">{}{}{}</div>').format(svg, _x_ticks(axis), _axis_label(axis))
+    return Markup('<div class="strip-box">{}{}{}</div>').format(svg, x_ticks(axis), axis_label(axis))
 
 
-def _frame(body: Markup, x: Axis, y: Axis, shape: str) -> Markup:
+def framed(body: Markup, x: Axis, y: Axis, shape: str) -> Markup:
     y_ticks = Markup("").join(
         Markup('<span style="top:{}%">{}</span>').format(round(100 - y.percent(t), 3), y.format(t)) for t in y.ticks
     )
     return Markup(
         '<div class="frame {}"><span class="y-label"><span>{}</span></span>'
         '<div class="y-ticks" aria-hidden="true">{}</div><svg class="area" aria-hidden="true">{}</svg>{}{}</div>'
-    ).format(shape, y.label, y_ticks, body, _x_ticks(x), _axis_label(x))
+    ).format(shape, y.label, y_ticks, body, x_ticks(x), axis_label(x))
 
 
-def _grid(x: Axis, y: Axis) -> Markup:
-    across = (_line("grid", "0", f"{100 - y.percent(t)}%", "100%", f"{100 - y.percent(t)}%") for t in y.ticks)
-    down = (_line("grid", f"{x.percent(t)}%", "0", f"{x.percent(t)}%", "100%") for t in x.ticks)
+def grid_of(x: Axis, y: Axis) -> Markup:
+    across = (svg_line("grid", "0", f"{100 - y.percent(t)}%", "100%", f"{100 - y.percent(t)}%") for t in y.ticks)
+    down = (svg_line("grid", f"{x.percent(t)}%", "0", f"{x.percent(t)}%", "100%") for t in x.ticks)
     return Markup("").join(across) + Markup("").join(down)
 
 
-def _x_ticks(axis: Axis) -> Markup:
+def x_ticks(axis: Axis) -> Markup:
     ticks = (Markup('<span style="left:{}%">{}</span>').format(axis.percent(t), axis.format(t)) for t in axis.ticks)
     return (
         Markup('<div class="x-ticks" aria-hidden="true">{}</div>').format(Markup("").join(ticks))
@@ -227,9 +275,9 @@ def _x_ticks(axis: Axis) -> Markup:
     )
 
 
-def _axis_label(axis: Axis) -> Markup:
+def axis_label(axis: Axis) -> Markup:
     return Markup('<div class="x-label">{}</div>').format(axis.label) if axis.label else Markup("")
 
 
-def _line(kind: str, x1: str, y1: str, x2: str, y2: str) -> Markup:
+def svg_line(kind: str, x1: str, y1: str, x2: str, y2: str) -> Markup:
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(*map(escape, (kind, x1, y1, x2, y2)))

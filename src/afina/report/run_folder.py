@@ -6,8 +6,10 @@ but cannot be read is an error that names it, never a silently shorter report.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,6 +18,7 @@ from afina.core.errors import RunError
 from afina.core.storage import read_json
 
 TRAINED = ("finetuned", "distilled")
+STUDENT = "student-"  # what strategies of distilled students begin with
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ class RunFiles:
 
     @property
     def specialist(self) -> dict[str, Any]:
-        """The system that was trained here; where none was, the first of the tests, or the last."""
+        """The system that was trained here, a student after a specialist; else the reference, or the last."""
         for system in self.systems:
             if system.get("strategy") in TRAINED:
                 return system
-        tested = {test["a"] for test in self.report.get("tests", [])}
+        for system in self.systems:
+            if str(system.get("strategy")).startswith(STUDENT):
+                return system
+        tested = {self.report.get("reference") or test["a"] for test in self.report.get("tests", [])}
         return next((s for s in self.systems if s["name"] in tested), self.systems[-1])
 
     @property
@@ -52,6 +58,16 @@ class RunFiles:
         """Group name -> its field paths; every field by itself where the report names no groups."""
         named = self.report.get("groups") or {}
         return named or {path: [path] for path in self.specialist["fields"]}
+
+    def answers(self, name: str) -> Iterator[dict[str, Any]]:
+        """The recorded answers of one system, in the order of the test; none where they were not kept."""
+        path = self.folder / "predictions" / f"{name}.jsonl"
+        if path.parent.parent != self.folder or not path.exists():  # a name is no path
+            return
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -116,5 +132,5 @@ def outcome(test: dict[str, Any], alpha: float = 0.05) -> str:
     difference = test.get("difference")
     if not finite(p) or not finite(difference) or p >= alpha or difference == 0:
         return "none"
-    less_is_better = any(word in test.get("metric", "") for word in ("ece", "brier", "latency", "error", "loss"))
+    less_is_better = any(word in test.get("metric", "") for word in ("ece", "brier", "latency", "error", "loss", "mae"))
     return "better" if (difference > 0) != less_is_better else "worse"

@@ -5,12 +5,14 @@ Names that come from the run (systems, fields, labels) are never translated.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from afina.core.errors import AfinaError
 from afina.core.progress import seconds, size
 from afina.report.run_folder import finite
+from afina.report.words_comparison import COMPARISON
 
 LANGUAGES = {"en": "en", "pt": "pt-BR"}  # ours -> the lang attribute
 MISSING = "–"
@@ -39,15 +41,17 @@ WORDS: dict[str, tuple[str, str]] = {
     # results
     "results_note": (
         "Every system answered the same {n} unseen test items. In brackets: 95 % bootstrap interval. "
-        "{mark} marks the specialist; – means not measured.",
+        "{mark} marks {specialist}; – means not measured.",
         "Todos os sistemas responderam aos mesmos {n} itens de teste, nunca vistos. Entre colchetes: intervalo "
-        "bootstrap de 95 %. {mark} marca o especialista; – significa não medido.",
+        "bootstrap de 95 %. {mark} marca {specialist}; – significa não medido.",
     ),
+    "the_specialist": ("the specialist", "o especialista"),
     "scroll": ("Wide table: scroll it sideways.", "Tabela larga: role para o lado."),
     "system": ("System", "Sistema"),
     "accuracy": ("accuracy", "acurácia"),
     "macro_f1": ("macro-F1", "macro-F1"),
     "exact_match": ("exact match", "acerto exato"),
+    "mae": ("mean absolute error", "erro absoluto médio"),
     "valid": ("valid", "válidas"),
     "ece": ("ECE", "ECE"),
     "brier": ("Brier", "Brier"),
@@ -57,6 +61,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "p95": ("p95", "p95"),
     "answers_per_s": ("answers/s", "respostas/s"),
     "cost_of_training": ("cost", "custo"),
+    "per_1000": ("US$ per 1,000", "US$ por 1.000"),
     "train_time": ("training", "treino"),
     "peak_memory": ("peak memory", "pico de memória"),
     "terms": ("What the columns mean", "O que significam as colunas"),
@@ -78,14 +83,36 @@ WORDS: dict[str, tuple[str, str]] = {
         "parcela das respostas que obedecem ao esquema de saída.",
     ),
     "term_latency": (
-        "p50 and p95: time of one item asked alone, median and 95th percentile.",
-        "p50 e p95: tempo de um item perguntado sozinho, mediana e percentil 95.",
+        "p50 and p95: time of one item, median and 95th percentile; asked alone, or its share of a batch's time where "
+        "asking again would cost money.",
+        "p50 e p95: tempo de um item, mediana e percentil 95; perguntado sozinho, ou sua parte do tempo de um lote "
+        "onde perguntar de novo custaria dinheiro.",
     ),
     "usage": ("Tokens, forward passes and money", "Tokens, passagens pelo modelo e dinheiro"),
     "prompt_tokens": ("tokens read", "tokens lidos"),
     "completion_tokens": ("tokens written", "tokens escritos"),
     "forward_passes": ("forward passes", "passagens"),
-    "cost_usd": ("US$", "US$"),
+    "cost_usd": ("US$ paid", "US$ pagos"),
+    "requests": ("requests", "pedidos"),
+    "failed_of": ("failed, of answers", "falhas, de respostas"),
+    "repaired": ("repaired", "reparadas"),
+    "cost_basis": ("cost counts", "o custo conta"),
+    "basis_paid": ("what was paid", "o que foi pago"),
+    "basis_machine": ("machine time", "tempo de máquina"),
+    "basis_paid+machine": ("what was paid, and machine time", "o que foi pago e tempo de máquina"),
+    "basis_none": ("nothing", "nada"),
+    "term_per_1000": (
+        "what 1,000 answers cost: paid to providers{machine}. Training is not in it.",
+        "quanto custam 1.000 respostas: pago a provedores{machine}. O treino não entra.",
+    ),
+    "term_machine": (
+        ", and wall time of this machine at US$ {rate} per hour",
+        ", e tempo desta máquina a US$ {rate} por hora",
+    ),
+    "usage_note": (
+        "Tokens, forward passes and requests are means per answer.",
+        "Tokens, passagens e pedidos são médias por resposta.",
+    ),
     "strategy": ("strategy", "estratégia"),
     "base_model": ("base model", "modelo base"),
     # comparison
@@ -244,6 +271,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Made by Afina from the files of this run folder. The page needs no network.",
         "Feito pelo Afina a partir dos arquivos desta pasta. A página não precisa de rede.",
     ),
+    **COMPARISON,
 }
 
 
@@ -269,14 +297,20 @@ class Language:
         return text.translate(str.maketrans(",.", ".,")) if self.code == "pt" else text
 
     def number(self, value: Any, digits: int = 2) -> str:
-        return self._point(f"{value:,.{digits}f}") if finite(value) else MISSING
+        if not finite(value):
+            return MISSING
+        return self._point(f"{round(value, digits) or 0.0:,.{digits}f}")  # what rounds to zero has no sign
 
     def count(self, value: Any) -> str:
         return self.number(value, 0)
 
     def signed(self, value: Any, digits: int = 3) -> str:
         """With its sign; U+2212 so that plus and minus are of one width."""
-        return self._point(f"{value:+,.{digits}f}").replace("-", "\u2212") if finite(value) else MISSING
+        if not finite(value):
+            return MISSING
+        if not round(value, digits):
+            return self.number(0, digits)
+        return self._point(f"{value:+,.{digits}f}").replace("-", "\u2212")
 
     def interval(self, bounds: Any, digits: int = 2) -> str:
         """[low, high], or nothing where there is none."""
@@ -313,6 +347,14 @@ class Language:
 
     def bytes(self, value: Any) -> str:
         return self._point(size(value)) if finite(value) else MISSING
+
+    def money(self, value: Any) -> str:
+        """US dollars with the digits that a small price needs."""
+        if not finite(value):
+            return MISSING
+        if value == 0:
+            return "0"
+        return self.number(value, 2 if value >= 1 else min(8, 1 - math.floor(math.log10(value))))
 
     def short(self, value: float) -> str:
         """An axis tick: few digits, no exponent where none is needed."""

@@ -39,6 +39,7 @@ class Reply:
     value: of the schema, in its canonical order; text where there is no schema; None if and only if `error` is set.
     confidence: field path within the value -> probability of the chosen value; empty where the model does not say.
     latency_s: wall seconds of this question, those asked again after an invalid answer included.
+    truncated: the question was longer than the model's context: its earliest examples were left out, or its end cut.
     """
 
     value: Any = None
@@ -46,6 +47,7 @@ class Reply:
     confidence: Mapping[str, float] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     latency_s: float = 0.0
+    truncated: bool = False
 
 
 class ChatModel(Protocol):

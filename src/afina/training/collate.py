@@ -17,7 +17,7 @@ B rows, T tokens, N trained positions, K allowed tokens, P tokens of a shared be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -56,17 +56,27 @@ class MicroBatch:
 
 @dataclass
 class Step:
-    """One update of the weights. num_trained: trained positions in all micro-batches together."""
+    """One update of the weights. num_trained: trained positions in all micro-batches together.
+
+    second: the same rows' texts of a second task, whose mean loss over its own `num_second` positions is added with
+    second_weight: long rationales do not drown short labels (Distilling Step-by-Step, arXiv:2305.02301, section 3.2).
+    """
 
     micro_batches: list[MicroBatch]
+    second: list[MicroBatch] = field(default_factory=list)
+    second_weight: float = 1.0
 
     @property
     def num_trained(self) -> int:
         return sum(len(m.target_N) for m in self.micro_batches)
 
     @property
+    def num_second(self) -> int:
+        return sum(len(m.target_N) for m in self.second)
+
+    @property
     def num_tokens(self) -> int:
-        return sum(m.num_tokens for m in self.micro_batches)
+        return sum(m.num_tokens for m in (*self.micro_batches, *self.second))
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,16 @@ def micro_batches(examples: Sequence[Encoded], batch_size: int, layout: Layout) 
     return [collate(make_rows(ordered[i : i + batch_size], layout), layout) for i in range(0, len(ordered), batch_size)]
 
 
+def make_step(examples: Sequence[Encoded], batch_size: int, layout: Layout) -> Step:
+    """One update from whole rows. Texts of a second task have micro-batches of their own, of `batch_size` texts."""
+    beside = [one.second for one in examples if one.second is not None]
+    if not beside:
+        return Step(micro_batches(examples, batch_size, layout))
+    weights = {one.second_weight for one in examples if one.second is not None}
+    assert len(weights) == 1, f"one update has one weight for its second task, found {weights}"
+    return Step(micro_batches(examples, batch_size, layout), micro_batches(beside, batch_size, layout), weights.pop())
+
+
 class Schedule(Dataset[Step]):
     """Every step of a run, made when asked for.
 
@@ -232,7 +252,14 @@ class Schedule(Dataset[Step]):
     def __getitem__(self, index: int) -> Step:
         epoch, within = divmod(index, self.steps_per_epoch)
         chosen = [self.examples[i] for i in self.order(epoch)[within]]
-        return Step(micro_batches(chosen, self.batch_size, self.layout))
+        return make_step(chosen, self.batch_size, self.layout)
+
+    def num_tokens(self, num_steps: int) -> int:
+        """Tokens that the first `num_steps` updates read, prompts and second texts included."""
+        each = [len(e.input_ids) + (len(e.second.input_ids) if e.second is not None else 0) for e in self.examples]
+        whole, rest = divmod(num_steps, self.steps_per_epoch)
+        begun = self.order(whole)[:rest] if rest else []
+        return whole * sum(each) + sum(each[n] for step in begun for n in step)
 
     def _order(self, epoch: int) -> list[list[int]]:
         """Example numbers of each step of an epoch."""

@@ -26,6 +26,7 @@ from afina.data.training_file import MIN_EXAMPLES, Checked, check, job_error, re
 from afina.providers import jobs
 from afina.providers.budget import Budget, BudgetError
 from afina.providers.client import Connection, Provider, ProviderError
+from afina.providers.names import is_fine_tune
 from afina.providers.prices import FREE, Price, dollars, load_prices
 from afina.providers.tokens import TokenCount, count_examples
 from afina.providers.wording import training_lines
@@ -132,9 +133,13 @@ def auto_epochs(num_examples: int) -> int:
     return AUTO_EPOCHS
 
 
-def find_price(provider: Provider, model: str, own: Path | None) -> Price | None:
-    """Of a model at a provider: the user's own price, else OpenAI's for OpenAI; a server on this machine is free."""
-    found = load_prices(own, packaged=provider.name == "openai").find(model)
+def find_price(provider: Provider, model: str, own: Path | None, *, asked_only: bool = False) -> Price | None:
+    """Of a model at a provider: the user's own price, else OpenAI's for OpenAI; a server on this machine is free.
+
+    asked_only: the model is asked and not trained, which costs less where it is no fine-tune.
+    """
+    fine_tuned = not asked_only or is_fine_tune(model)
+    found = load_prices(own, packaged=provider.name == "openai", fine_tuned=fine_tuned).find(model)
     return FREE if found is None and provider.is_local else found
 
 

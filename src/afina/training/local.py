@@ -48,6 +48,7 @@ class TrainResult:
     best_validation_loss: the loss that chose it, after temperature scaling of the choices.
     peak_memory_bytes: of the process on a CPU, of the device on a GPU.
     weights: "adapter" or "model", the folder's part that holds the result.
+    trained_tokens: read in all updates, prompts included; None for preferences.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class TrainResult:
     history: list[dict[str, Any]]
     settings: dict[str, Any]
     notes: tuple[str, ...]
+    trained_tokens: int | None = None
 
 
 def train(
@@ -206,6 +208,7 @@ def _run(
         history=recorder.rows,
         settings=settings.to_json(),
         notes=(*settings.notes, *trainer.notes),
+        trained_tokens=trainer.tokens_read(steps),
     )
 
 
@@ -285,7 +288,9 @@ def _tokens_digest(examples: Sequence[Encoded]) -> str:
 
 
 def _told(example: Encoded) -> list[Any]:
-    learned = [] if example.trained_at is None else [example.trained_at]
+    learned: list[Any] = [] if example.trained_at is None else [example.trained_at]
+    if example.second is not None:
+        learned.append([_told(example.second), example.second_weight])
     return [example.input_ids, example.num_prompt, sorted(example.choices.items()), *learned]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from afina.engine.loader import LoadedModel
-from afina.training.collate import Layout, Step
+from afina.training.collate import Layout, MicroBatch, Step
 from afina.training.compiled import CompiledLayers
 from afina.training.fused import Group, fuse, reseed, unfuse
 from afina.training.fused_loss import Hits
@@ -89,18 +89,32 @@ class Passes:
     def learn(self, step: Step, backward: Callable[[torch.Tensor], Any], hits: Hits | None = None) -> torch.Tensor:
         """Gradients of the mean loss over the step's trained tokens; that mean, in nats, detached.
 
-        backward: what is called with the loss of each micro-batch. hits: counts the trained tokens that were likeliest.
+        With a second task, of that mean plus the weighted mean loss over the second task's own tokens.
+        backward: what is called with the loss of each micro-batch. hits: counts the trained tokens of the first task
+        that were likeliest.
         """
         self.model.train()
         total = torch.zeros((), device=self.device)
         for batch in step.micro_batches:
-            reseed(self.groups)
-            with self.compiled.training() if self.compiled else contextlib.nullcontext():
-                with self.autocast():
-                    loss = loss_sum(self.model, batch.to(self.device), self.logits_at, hits) / step.num_trained
-                backward(loss)
-            total += loss.detach()
+            total += self._learn(batch, 1.0, step.num_trained, backward, hits)
+        for batch in step.second:
+            total += self._learn(batch, step.second_weight, step.num_second, backward)
         return total
+
+    def _learn(
+        self,
+        batch: MicroBatch,
+        weight: float,
+        num_trained: int,
+        backward: Callable[[torch.Tensor], Any],
+        hits: Hits | None = None,
+    ) -> torch.Tensor:
+        reseed(self.groups)
+        with self.compiled.training() if self.compiled else contextlib.nullcontext():
+            with self.autocast():
+                loss = weight * loss_sum(self.model, batch.to(self.device), self.logits_at, hits) / num_trained
+            backward(loss)
+        return loss.detach()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The compute type of the settings."""

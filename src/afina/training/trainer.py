@@ -70,6 +70,10 @@ class Updates(Trainer):
     def measure(self, number: int | None = None) -> Measured | None:
         raise NotImplementedError
 
+    def tokens_read(self, num_steps: int) -> int | None:
+        """In the first `num_steps` updates; None where nobody counts."""
+        return None
+
     def close(self) -> None:
         """Leave the model as other code knows it."""
 
@@ -155,6 +159,9 @@ class StepTrainer(Updates):
         arguments = TrainingArguments(**sitting.arguments)
         super().__init__(sitting, schedule, arguments, train_dataset=schedule, eval_dataset=validation or None)
         self.validation, self.passes, self.notes = validation, passes, passes.notes
+
+    def tokens_read(self, num_steps: int) -> int | None:
+        return self.plan.num_tokens(num_steps)
 
     def close(self) -> None:
         self.passes.close()
