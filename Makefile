@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)            ## the main job with the embedded model on the embedded data
 	$(BIN)/afina demo --output-dir runs/demo --yes
 
-test: $(STAMP)            ## all tests
-	$(BIN)/pytest
+test: $(STAMP)            ## all tests, one core each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: $(STAMP)           ## the quick loop: format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check src tests pretraining benchmarks examples

@@ -46,7 +46,10 @@ def changed(**changes: Any) -> dict[str, Any]:
 REFUSED = {
     "unknown model": ({"strategies__few__model": "teachr"}, "Did you mean 'teacher'?"),
     "unknown strategy": ({"strategies__jury__of": "cott"}, "Did you mean 'cot'?"),
-    "a circle": ({"strategies__mixed__of": ["few", "cheap"], "strategies__cheap__then": "mixed"}, "mixed -> cheap -> mixed"),
+    "a circle": (
+        {"strategies__mixed__of": ["few", "cheap"], "strategies__cheap__then": "mixed"},
+        "mixed -> cheap -> mixed",
+    ),
     "itself": ({"strategies__mixed__of": ["few", "mixed"]}, "mixed -> mixed"),
     "unknown key": ({"strategies__few__kk": 2}, "Did you mean strategies.few.k?"),
     "unknown key of a model": ({"models__teacher__modl": "m"}, "Did you mean models.teacher.model?"),
@@ -59,7 +62,10 @@ REFUSED = {
     "name that is taken": ({"strategies__tfidf": {"strategy": "cot"}}, "'tfidf' is taken"),
     "name with a path": ({"strategies__../x": {"strategy": "cot"}}, "no name"),
     "no example shown": ({"strategies__few__k": 0}, "k is 0"),
-    "examples in zero-shot": ({"strategies__few__strategy": "zero-shot", "strategies__few__k": 2}, "Write strategy: few"),
+    "examples in zero-shot": (
+        {"strategies__few__strategy": "zero-shot", "strategies__few__k": 2},
+        "Write strategy: few",
+    ),
     "a vote of what answers the same": ({"strategies__jury__of": "tfidf"}, "answers the same each time"),
     "one voter": ({"strategies__mixed__of": ["cot"]}, "two voters at least"),
     "n of several voters": ({"strategies__mixed__n": 3}, "n has no effect"),

@@ -51,8 +51,8 @@ def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
     pipeline.prepare(opened)
     if "finetuned" in recipe.compare:
         pipeline.train(opened)
-    students = distill(opened, agree) if any(name.startswith(STUDENT) for name in recipe.compare) else []
-    points = curve_runs(opened, agree)
+    students = distill(opened, _agreed) if any(name.startswith(STUDENT) for name in recipe.compare) else []
+    points = curve_runs(opened, _agreed)
     return pipeline.evaluate(opened, partial(_answerer, students), partial(_curve, points) if points else None)
 
 
@@ -74,6 +74,10 @@ def agree_to_paid(recipe: Recipe, agree: Agree) -> None:
             [f"{', '.join(paid)}: asked at a provider, and comparison.max_cost_usd sets no limit to what it costs"],
             None,
         )
+
+
+def _agreed(lines: Sequence[str], cost_usd: float | None) -> None:
+    """The teacher was among the models that were agreed to."""
 
 
 def _teaches(recipe: Recipe) -> bool:

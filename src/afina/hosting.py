@@ -137,7 +137,7 @@ def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
 
 
 def _answers_of(opened: Run, prepared: Prepared, agree: Agree, name: str) -> SystemRun:
-    builder = pipeline.strategy_builder(opened, prepared, lambda asked: _built_in(opened, agree, asked))
+    builder = pipeline.strategy_builder(opened, prepared, lambda asked: make_hosted(opened, agree, asked))
     predictor = builder.predictor(name)
     if not isinstance(predictor, HostedPredictor):
         return pipeline.answers_of(opened, prepared, builder, name)
@@ -149,7 +149,7 @@ def _answers_of(opened: Run, prepared: Prepared, agree: Agree, name: str) -> Sys
     return replace(found, peak_memory_bytes=None)  # it is the provider's memory that counts
 
 
-def _built_in(opened: Run, agree: Agree, name: str) -> HostedPredictor | None:
+def make_hosted(opened: Run, agree: Agree, name: str) -> HostedPredictor | None:
     """The hosted model, before its training or after; None for what is no model of the provider's."""
     recipe = opened.recipe
     if name == "finetuned":

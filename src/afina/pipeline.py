@@ -120,7 +120,7 @@ def prepare(
 
 def _longest_part(opened: Run) -> Callable[[Example], int]:
     """Tokens of an example's longest part. Raises SchemaError for what this tokenizer cannot write."""
-    renderer = _renderer(opened)
+    renderer = renderer_of(opened)
     for part in opened.task.parts:
         check_grammar(renderer.codec, part.schema)
 
@@ -131,7 +131,7 @@ def _longest_part(opened: Run) -> Callable[[Example], int]:
     return longest
 
 
-def _renderer(opened: Run) -> Renderer:
+def renderer_of(opened: Run) -> Renderer:
     train = opened.recipe.train
     tokenizer = load_tokenizer(train.base_model, train.revision)
     style = prompt_style(tokenizer, train.chat_template, train.base_model)
@@ -156,13 +156,13 @@ def plan(recipe: Recipe, *, measure: bool = True) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         opened = Run(recipe, load_task(recipe.task), Path(folder))
         prepared = prepare(opened)
-        settings, encoded = _settings(opened, prepared)
+        settings, encoded = settings_of(opened, prepared)
         return _plan(opened, settings, encoded, measure=measure)
 
 
-def _settings(opened: Run, prepared: Prepared, encode_train: Encode = encode) -> tuple[Settings, list[Encoded]]:
+def settings_of(opened: Run, prepared: Prepared, encode_train: Encode = encode) -> tuple[Settings, list[Encoded]]:
     train = opened.recipe.train
-    encoded = encode_train(_renderer(opened), prepared.splits["train"], train.max_length)
+    encoded = encode_train(renderer_of(opened), prepared.splits["train"], train.max_length)
     facts = model_facts(train.base_model, train.revision)
     lengths = [one.longest for one in encoded]
     return planner.resolve(train, facts, lengths, machine(opened.recipe.run_dir), common_beginning(encoded)), encoded
@@ -193,7 +193,7 @@ def train(opened: Run, encode_train: Encode = encode, encode_validation: Encode 
     if opened.is_done("train", opened.train_key) and opened.specialist.is_dir():
         return opened.specialist
     prepared = prepare(opened)
-    settings, train_set = _settings(opened, prepared, encode_train)
+    settings, train_set = settings_of(opened, prepared, encode_train)
     found = _plan(opened, settings, train_set, measure=False)
     require_fit(found)
     write_json(opened.folder / "plan.json", {**found.to_json(), "memory": found.memory_bytes})
@@ -206,7 +206,7 @@ def train(opened: Run, encode_train: Encode = encode, encode_validation: Encode 
     write_json(key, opened.train_key)
 
     # 2. Adapt to the domain's text if the recipe says so, then learn the task.
-    renderer = _renderer(opened)
+    renderer = renderer_of(opened)
     validation_set = encode_validation(renderer, prepared.splits["validation"], opened.recipe.train.max_length)
     loaded = load_spec(settings.base, dequantize=settings.dequantize)
     if opened.recipe.train.adapt is not None:
@@ -414,21 +414,21 @@ def strategy_builder(
     recipe = opened.recipe
 
     def known(name: str) -> Predictor:
-        return built_in(name) or _built_in(opened, prepared, name)
+        return built_in(name) or make_built_in(opened, prepared, name)
 
     return Builder(
         recipe,
         opened.task,
         {name: prepared.splits[name] for name in ("train", "validation")},
         built_in=known,
-        base=lambda: _base_chat(opened, prepared),
+        base=lambda: base_chat(opened, prepared),
         answers=opened.folder / ANSWERS,
         cap_usd=recipe.comparison.max_cost_usd,
         tell=say,
     )
 
 
-def _built_in(opened: Run, prepared: Prepared, name: str) -> Predictor:
+def make_built_in(opened: Run, prepared: Prepared, name: str) -> Predictor:
     """A system that is no strategy of the recipe."""
     train_rows, task = prepared.splits["train"], opened.task
     if name == "majority":
@@ -443,14 +443,14 @@ def _built_in(opened: Run, prepared: Prepared, name: str) -> Predictor:
 
 def _base(opened: Run, prepared: Prepared) -> tuple[LoadedModel, Style]:
     """The base model as it is."""
-    settings, _ = _settings(opened, prepared)
+    settings, _ = settings_of(opened, prepared)
     loaded = load_spec(settings.base, dequantize=settings.dequantize)
     loaded.model.eval()
     train = opened.recipe.train
     return loaded, prompt_style(loaded.tokenizer, train.chat_template, train.base_model)
 
 
-def _base_chat(opened: Run, prepared: Prepared) -> LocalChat:
+def base_chat(opened: Run, prepared: Prepared) -> LocalChat:
     answer = opened.recipe.answer
     loaded, style = _base(opened, prepared)
     return LocalChat("base", loaded, style, batch_size=answer.batch_size, max_text_tokens=answer.max_text_tokens)

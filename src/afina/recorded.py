@@ -33,11 +33,15 @@ def recorded(folder: Path, name: str, key: str, ask: Callable[[], SystemRun]) ->
 
 
 def _read(raw: Mapping[str, Any]) -> SystemRun:
-    repeats = tuple([_prediction(one) for one in run] for run in raw["repeats"])
-    lists = {"predictions": [_prediction(one) for one in raw["predictions"]], "repeats": repeats}
-    tuples = {"latencies_s": tuple(raw["latencies_s"]), "seeds": tuple(raw["seeds"])}
-    return SystemRun(**{**raw, **lists, **tuples})
+    read: dict[str, Any] = {
+        "predictions": [_prediction(one) for one in raw["predictions"]],
+        "repeats": tuple([_prediction(one) for one in run] for run in raw["repeats"]),
+        "latencies_s": tuple(raw["latencies_s"]),
+        "seeds": tuple(raw["seeds"]),
+    }
+    return SystemRun(**{**raw, **read})
 
 
 def _prediction(raw: Mapping[str, Any]) -> Prediction:
-    return Prediction(**{**raw, "usage": Usage(**raw["usage"])})
+    read: dict[str, Any] = {**raw, "usage": Usage(**raw["usage"])}
+    return Prediction(**read)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from job_material import BASE, chat_lines, wait_for
 pytestmark = pytest.mark.slow
 KEY = "sk-afina-faults"
 FAULTS = int(os.environ.get("AFINA_FAULTS", "3"))
-STEPS_PER_KILL = 50  # of the job where there are many kills: it trains on while the server starts
+STEPS_PER_KILL = 30  # of the job where there are many kills: it trains on while the server starts
 STARTS_WITHIN_S, ENDS_WITHIN_S = 120.0, 900.0
 
 
@@ -75,13 +76,21 @@ class Server:
         return pid
 
     def steps(self, job_id: str) -> int:
+        """All that were taken, those again after a kill included."""
         log = self.folder / "jobs" / job_id / "log.jsonl"
         return log.read_text().count('"kind": "step"') if log.exists() else 0
 
+    def newest_step(self, job_id: str) -> int:
+        """A trainer that was killed takes some steps again."""
+        log = self.folder / "jobs" / job_id / "log.jsonl"
+        return (
+            max((int(n) for n in re.findall(r'"key": "step-(\d+)"', log.read_text())), default=0) if log.exists() else 0
+        )
 
-@pytest.fixture
-def server(tmp_path: Path) -> Generator[Server]:
-    server = Server(tmp_path / "data", 0)
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Generator[Server]:
+    server = Server(folder, 0)
     server.folder.mkdir()
     server.start()
     yield server
@@ -92,9 +101,26 @@ def server(tmp_path: Path) -> Generator[Server]:
         send(server.trainer(job.name), signal.SIGKILL)
 
 
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0, timeout=120)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Generator[Server]:
+    with serving(tmp_path / "data") as server:
+        yield server
+
+
 @pytest.fixture
 def sdk(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0, timeout=120)
+    return client(server)
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """One for all tests that let it live."""
+    with serving(tmp_path_factory.mktemp("steady") / "data") as server:
+        yield server
 
 
 def upload(sdk: openai.OpenAI, content: str) -> str:
@@ -163,8 +189,8 @@ def check_usable(sdk: openai.OpenAI, job: Any) -> None:
 
 def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI) -> None:
     chance = random.Random(20261122 + FAULTS)
-    batch, epochs = 4, 3 + FAULTS
-    per_epoch = max(60, STEPS_PER_KILL * FAULTS) // epochs if FAULTS > 3 else 10
+    batch = 4
+    epochs, per_epoch = (3 + FAULTS, 10) if FAULTS <= 3 else (50, max(10, STEPS_PER_KILL * FAULTS // 50))
     file_id = upload(sdk, chat_lines(batch * per_epoch))
     asked: Any = {"n_epochs": epochs, "batch_size": batch}
     job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id, hyperparameters=asked, suffix="kill").id
@@ -172,11 +198,11 @@ def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI
     for number in range(FAULTS):
         victim = ("server", "trainer", "both")[number % 3]
         # Three deaths of the trainer without a step between them are a failure by design.
-        before = server.steps(job_id)
-        wait_for(lambda before=before: server.steps(job_id) > before, ENDS_WITHIN_S, 0.01)
+        before = server.newest_step(job_id)
+        wait_for(lambda before=before: server.newest_step(job_id) > before, ENDS_WITHIN_S, 0.01)
         # The job must not be over before the last kill: where few steps are left, kills come sooner, and it waits
         # for the server.
-        left = per_epoch * epochs - server.steps(job_id)
+        left = per_epoch * epochs - server.newest_step(job_id)
         hurried = left < 10 * (FAULTS - number)
         time.sleep(chance.random() * (0.2 if hurried else 2))
         if victim in ("server", "both"):
@@ -223,7 +249,8 @@ def test_shutdown_and_start_go_on_without_a_warning(server: Server, sdk: openai.
 # -- states of real jobs -----------------------------------------------------------------------------------------
 
 
-def test_real_job_pauses_resumes_cancels_and_chains(server: Server, sdk: openai.OpenAI) -> None:
+def test_real_job_pauses_resumes_cancels_and_chains(steady: Server) -> None:
+    server, sdk = steady, client(steady)
     file_id = upload(sdk, chat_lines(20))
     asked: Any = {"n_epochs": 3, "batch_size": 2}
     first = sdk.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=file_id, hyperparameters=asked).id
@@ -270,7 +297,8 @@ def preference_lines(count: int) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_preferences_and_completions_train_and_answer(server: Server, sdk: openai.OpenAI) -> None:
+def test_preferences_and_completions_train_and_answer(steady: Server) -> None:
+    sdk = client(steady)
     numbers: Any = {"n_epochs": 1, "batch_size": 5, "beta": 0.2}
     preferences = sdk.fine_tuning.jobs.create(
         model="gpt-4.1-nano",
@@ -295,7 +323,8 @@ def test_preferences_and_completions_train_and_answer(server: Server, sdk: opena
     assert answer.model == told.fine_tuned_model
 
 
-def test_bad_files_fail_over_the_wire(server: Server, sdk: openai.OpenAI) -> None:
+def test_bad_files_fail_over_the_wire(steady: Server) -> None:
+    sdk = client(steady)
     lines = chat_lines(120).splitlines()
     row = json.loads(lines[99])
     del row["messages"][1]["role"]
@@ -318,4 +347,4 @@ def test_bad_files_fail_over_the_wire(server: Server, sdk: openai.OpenAI) -> Non
     assert sdk.files.delete(file_id).deleted
     sdk.fine_tuning.jobs.cancel(busy)
     assert until(sdk, job_id, "failed", timeout_s=60).error.code == "deleted_training_file"
-    assert httpx.get(f"{server.url}/files/{file_id}", headers={"Authorization": f"Bearer {KEY}"}).status_code == 404
+    assert httpx.get(f"{steady.url}/files/{file_id}", headers={"Authorization": f"Bearer {KEY}"}).status_code == 404

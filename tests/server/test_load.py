@@ -34,7 +34,7 @@ STRICT = {"type": "json_schema", "json_schema": {"name": "labels", "strict": Tru
 TOOL = {"type": "function", "function": {"name": "rotular", "parameters": LABELS, "strict": True}}
 CLIENTS = 64
 SECONDS = float(os.environ.get("AFINA_LOAD", "5"))
-WARM_UP_S, WARM_UP_REQUESTS = max(2.0, SECONDS / 5), 12 * CLIENTS
+WARM_UP_S, WARM_UP_REQUESTS = max(2.0, SECONDS / 5), 8 * CLIENTS
 # Keys and values of recent texts are kept up to 256 MiB; these conversations fill a small part of it.
 GROWTH_BYTES = 128 * 2**20
 KINDS = ("text", "structured", "stream", "two", "calls", "refused", "leaves")

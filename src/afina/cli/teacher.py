@@ -85,7 +85,7 @@ def _elsewhere(agree: Agree) -> dict[str, Any]:
 
     return {
         "prepare": partial(hosting.prepare, quiet=True),
-        "built_in": lambda opened, name: hosting._built_in(opened, agree, name),
+        "built_in": lambda opened, name: hosting.make_hosted(opened, agree, name),
     }
 
 

@@ -136,7 +136,7 @@ def find_answers(path: Path, table: Table, task: Task, data: DataConfig) -> Answ
 
 def _only_whole(table: Table, task: Task, data: DataConfig) -> bool:
     """Chat and Alpaca records hold the whole answer in one text, unless columns are named."""
-    candidates = [c for field in task.fields for c in _candidates(field, task)]
+    candidates = [c for field in task.fields for c in candidates_of(field, task)]
     return table.format in ("chat", "alpaca") and not data.columns and not any(has_column(c, table) for c in candidates)
 
 
@@ -201,7 +201,7 @@ def _collect(row: Row, readers: list[tuple[Field, Callable[[Row], Any]]]) -> dic
 # -- one field ---------------------------------------------------------------------------------
 
 
-def _candidates(field: Field, task: Task) -> list[str]:
+def candidates_of(field: Field, task: Task) -> list[str]:
     """Column names that mean a field when data.columns does not say."""
     last = field.keys[-1]
     alone = sum(1 for other in task.fields if other.keys[-1] == last) == 1
@@ -214,7 +214,7 @@ def _field_reader(
     named = data.columns.get(field.path)
     if isinstance(named, dict):
         return field, _indicator_reader(field, named, path, table, notes)
-    names = [named] if named else _candidates(field, task)
+    names = [named] if named else candidates_of(field, task)
     found = [name for name in names if has_column(name, table)]
     optional = not _required(field, task)
     if not found and optional and not named:

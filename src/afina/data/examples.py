@@ -133,7 +133,7 @@ def _example(
     row: Row, task: Task, data: DataConfig, answers: Answers, reasoning_columns: Mapping[str, str], id_prefix: str
 ) -> Example:
     inputs = row_inputs(row.values, task)
-    _refuse_empty(inputs, task)
+    refuse_empty(inputs, task)
     identity = f"{id_prefix}{row.line}"
     if data.id_column:
         identity = text_of(cell(row.values, data.id_column))
@@ -152,7 +152,7 @@ def row_inputs(values: Mapping[str, Any], task: Task) -> dict[str, str]:
     return {name: text_of(cell(values, column)) for name, column in task.inputs.items()}
 
 
-def _refuse_empty(inputs: Mapping[str, str], task: Task) -> None:
+def refuse_empty(inputs: Mapping[str, str], task: Task) -> None:
     if not any(inputs.values()):
         names = ", ".join(inputs)
         raise RowError("empty input", f"{names} {'is' if len(inputs) == 1 else 'are all'} empty")

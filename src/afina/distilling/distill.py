@@ -63,7 +63,7 @@ def distill(opened: Run, agree: Agree = nobody_agrees) -> list[Student]:
 
 def _num_cut(opened: Run, made: Lesson) -> int:
     """Texts whose inputs give way to a teacher's long answer. Of the table's own rows data.on_too_long has decided."""
-    renderer = pipeline._renderer(replace(opened, task=made.task))
+    renderer = pipeline.renderer_of(replace(opened, task=made.task))
     encoded = made.encode_train(renderer, made.rows, opened.recipe.train.max_length)
     texts = [text for one in encoded for text in (one, one.second) if text is not None]
     return sum(text.truncated > 0 for text in texts)
@@ -77,7 +77,7 @@ def _budgets(opened: Run, prepared: Prepared, taught: Taught, lessons: Sequence[
         return [Budget()] * len(lessons)
     labels_only = replace(opened, task=reference.task)
     splits = {**prepared.splits, "train": reference.rows}
-    settings, _ = pipeline._settings(labels_only, replace(prepared, splits=splits))
+    settings, _ = pipeline.settings_of(labels_only, replace(prepared, splits=splits))
     same = Budget(settings.total_steps, settings.per_device_train_batch_size, settings.gradient_accumulation_steps)
     return [Budget() if len(made.rows) == len(reference.rows) else same for made in lessons]
 

@@ -66,7 +66,7 @@ def teach(opened: Run, prepared: Prepared, agree: Agree) -> Taught:
         if not answered:
             raise DataError(_no_reasoning(recipe, account))
         reasoning = reasoning_name(recipe, opened.task)
-        cut = _Cutter(pipeline._renderer(opened), recipe.answer.max_text_tokens)
+        cut = _Cutter(pipeline.renderer_of(opened), recipe.answer.max_text_tokens)
         answered, extra, validation = (cut.all(rows) for rows in (answered, extra, validation))
         account["reasoning"] = {"texts": cut.num_texts, "cut": cut.num_cut, "max_text_tokens": cut.max_tokens}
     else:

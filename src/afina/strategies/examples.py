@@ -109,7 +109,8 @@ class Examples:
         """The vectorisers, and (F, N) features of the shots, each of length 1."""
         texts = [shot.texts for shot in self.shots]
         vectorisers = Vectorisers(texts)
-        return vectorisers, normalize(vectorisers.transform(texts)).T.tocsr()
+        shots_NF: Any = normalize(vectorisers.transform(texts))
+        return vectorisers, shots_NF.T.tocsr()
 
     def _nearest(self, rows: Sequence[Wanted], unseen: Sequence[set[int]]) -> list[list[int]]:
         vectorisers, shots_FN = self._vectors

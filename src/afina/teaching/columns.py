@@ -18,7 +18,7 @@ from afina.core.errors import DataError
 from afina.core.predictor import Example, Inputs, Prediction
 from afina.core.schema import Field
 from afina.core.task import Task
-from afina.data.columns import WHOLE_ANSWER, Answers, RowError, _candidates, find_answers, text_of
+from afina.data.columns import WHOLE_ANSWER, Answers, RowError, candidates_of, find_answers, text_of
 from afina.data.records import SURROGATE
 from afina.data.table import Row, Table
 
@@ -138,7 +138,7 @@ def name_columns(task: Task, output: Path, data: DataConfig | None = None) -> Co
     read = given.model_copy(update={"path": output, "format": "jsonl", "header": None, "delimiter": None})
     inputs = dict(task.inputs)
     fields = _field_columns(task, read, set(inputs.values()))
-    taken = set(inputs.values()) | {name for field in task.fields for name in _candidates_of(field, task)}
+    taken = set(inputs.values()) | {name for field in task.fields for name in _names_of(field, task)}
     taken |= {c for one in fields.values() for c in ([one] if isinstance(one, str) else one.values())}
     reasoning = _reasoning_column(task, read, taken)
     taken |= {reasoning, *(f"{reasoning}_{part.key}" for part in task.parts)}
@@ -173,7 +173,7 @@ def _field_columns(task: Task, data: DataConfig, inputs: set[str]) -> dict[str, 
         if named is not None:
             found[field.path] = named
             continue
-        names = _candidates_of(field, task)
+        names = _names_of(field, task)
         usable = [names[1], names[0]] if len(names) > 1 and names[0] not in inputs else names[:1]
         free = [name for name in usable if name not in inputs]
         if not free:
@@ -188,8 +188,8 @@ def _clash(name: str, what: str, setting: str) -> str:
     return f"the column {name!r} is an input, and {what} would have the same one. Name another in the recipe: {setting}"
 
 
-def _candidates_of(field: Field, task: Task) -> list[str]:
-    return _candidates(field, task) if field.path else list(WHOLE_ANSWER)
+def _names_of(field: Field, task: Task) -> list[str]:
+    return candidates_of(field, task) if field.path else list(WHOLE_ANSWER)
 
 
 def _reasoning_column(task: Task, data: DataConfig, taken: set[str]) -> str:

@@ -15,8 +15,8 @@ from afina.core.errors import DataError
 from afina.core.predictor import Example
 from afina.core.schema import get
 from afina.core.task import Task
-from afina.data.columns import WHOLE_ANSWER, Answers, RowError, _candidates, cell, find_answers, has_column, text_of
-from afina.data.examples import InputRow, _refuse_empty, check_inputs, row_inputs
+from afina.data.columns import WHOLE_ANSWER, Answers, RowError, candidates_of, cell, find_answers, has_column, text_of
+from afina.data.examples import InputRow, check_inputs, refuse_empty, row_inputs
 from afina.data.formats import in_order, read_table
 from afina.data.table import Rejection, Row, Table
 
@@ -93,7 +93,7 @@ def _row(
     inputs = row_inputs(row.values, task)
     identity = text_of(cell(row.values, id_column)) if id_column else str(row.line)
     try:
-        _refuse_empty(inputs, task)
+        refuse_empty(inputs, task)
         if not identity:
             raise RowError("empty id", f"{id_column!r} is empty, expected the row's id")
         if identity in seen:
@@ -133,7 +133,7 @@ def _has_any(table: Table, task: Task, data: DataConfig) -> bool:
         for one in task.fields:
             named = data.columns.get(one.path)
             found = list(named.values()) if isinstance(named, Mapping) else [named] if named else None
-            names += found if found is not None else _candidates(one, task)
+            names += found if found is not None else candidates_of(one, task)
         if table.format in ("alpaca", "chat"):
             names += WHOLE_ANSWER
     inputs = set(task.inputs.values())

@@ -105,7 +105,7 @@ def open_teachers(
     """What makes predictors of the recipe's names, all paid answers in one file and under one cap."""
 
     def known(name: str) -> Predictor:
-        found = (built_in(opened, name) if built_in else None) or pipeline._built_in(opened, prepared, name)
+        found = (built_in(opened, name) if built_in else None) or pipeline.make_built_in(opened, prepared, name)
         return found.predictor if isinstance(found, pipeline.WithProgress) else found  # one progress bar is enough
 
     return Builder(
@@ -113,7 +113,7 @@ def open_teachers(
         opened.task,
         {name: prepared.splits[name] for name in ("train", "validation")},
         built_in=known,
-        base=lambda: pipeline._base_chat(opened, prepared),
+        base=lambda: pipeline.base_chat(opened, prepared),
         answers=answers,
         cap_usd=cap_usd,
         tell=say,
