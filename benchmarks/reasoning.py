@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("fields", "exact_match", "exact_match_ci", "seeds", "completion_tokens")}
+    return {key: entry.get(key) for key in ("fields", "exact_match", "exact_match_ci", "seeds", "completion_tokens")}
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def _logistic(features: Any, codes: np.ndarray, strength: float, weight: str | N
     model = LogisticRegression(C=strength, class_weight=weight, max_iter=300, tol=1e-3, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps of lbfgs: the loss no longer moves
+        warnings.filterwarnings("ignore", "The number of unique classes")  # few rows, and that is known
         return model.fit(features, codes)
 
 
