@@ -44,4 +44,5 @@ def _read(raw: Mapping[str, Any]) -> SystemRun:
 
 def _prediction(raw: Mapping[str, Any]) -> Prediction:
     read: dict[str, Any] = {**raw, "usage": Usage(**raw["usage"])}
+    read |= {name: tuple(raw[name]) for name in ("sources", "trace")}
     return Prediction(**read)

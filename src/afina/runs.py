@@ -33,9 +33,9 @@ from afina.core.task import Task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
 STAGING = ".data.tmp"  # splits that are being written
-STUDENTS = ("students", "seeds")  # folders of further trainings
+KEYED = ("students", "seeds", "systems")  # what is in them says by itself what it was made of
 TRAINED = ("specialist", "plan.json", "metrics.jsonl")
-EVALUATED = ("systems", "report.json", "report.html", "examples.json", "environment.json", "predictions")
+EVALUATED = ("report.json", "report.html", "examples.json", "environment.json", "predictions")
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "llguidance",
     "scikit-learn", "scipy", "numpy", "polars", "datasketch", "pydantic",
@@ -122,7 +122,7 @@ class Run:
     @property
     def only_prepared(self) -> bool:
         """The folder holds nothing but prepared data, and they are what this recipe would prepare."""
-        begun = any((self.folder / name).exists() for name in ("training", *STUDENTS, *TRAINED, *EVALUATED))
+        begun = any((self.folder / name).exists() for name in ("training", *KEYED, *TRAINED, *EVALUATED))
         return self.is_done("prepare", self.data_key) and not begun
 
     def claim(self) -> None:
