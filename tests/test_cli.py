@@ -22,8 +22,8 @@ from afina.evaluation.runner import SystemRun, evaluate
 from afina.pipeline import DEMO_RECIPE
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ["init", "schema", "plan", "prepare", "train", "evaluate", "run", "predict", "report", "demo", "doctor"]
-VERBS += ["serve", "rescue"]
+VERBS = ["init", "schema", "plan", "prepare", "train", "evaluate", "compare", "run", "predict", "report", "demo"]
+VERBS += ["doctor", "label", "distill", "serve", "rescue"]
 GROUPS = {"keys": ["create", "list", "revoke"], "jobs": ["list", "show", "events", "cancel", "pause", "resume"]}
 HEAVY = ("torch", "transformers", "peft", "polars", "sklearn", "scipy", "matplotlib", "numpy")
 
@@ -124,7 +124,7 @@ def test_every_shipped_recipe_loads() -> None:
     for path in recipes:
         recipe = load_recipe(path)
         assert load_task(recipe.task).fields
-        assert set(recipe.compare) == {"majority", "tfidf", "zero-shot", "finetuned"}
+        assert set(recipe.compare) >= {"majority", "tfidf", "zero-shot", "finetuned"}
 
 
 def _objects(node: Any) -> list[dict[str, Any]]:
@@ -141,7 +141,9 @@ def test_schema_is_a_json_schema_of_the_recipe() -> None:
     assert len(references) >= 5
     assert all(ref.startswith("#/$defs/") and ref.removeprefix("#/$defs/") in found["$defs"] for ref in references)
     groups = [found, *found["$defs"].values()]
-    of_recipes = [group for group in Config.__subclasses__() if group.__module__ == Config.__module__]
+    modules = {"afina.core.config", "afina.core.strategy_config"}
+    of_recipes = [group for group in Config.__subclasses__() if group.__module__ in modules]
+    assert {group.__module__ for group in of_recipes} == modules
     assert len(groups) == len(of_recipes)
     assert all(group["additionalProperties"] is False for group in groups)
     types = {t for node in _objects(found) for t in [node.get("type")] if isinstance(t, str)}
@@ -252,7 +254,14 @@ def test_commands_of_the_readme_exist(name: str) -> None:
 
 def test_the_recipe_of_the_readme_loads(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     path = tmp_path / "recipe.yaml"
     path.write_text(blocks[0], encoding="utf-8")
     assert len(load_task(load_recipe(path).task).parts) == 3
+    # The second one is the groups that are added to a recipe for a comparison; in both languages.
+    task = blocks[0].partition("compare:")[0]
+    for name in ("README.md", "README.pt-BR.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        added = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("models:"))
+        path.write_text(task + added, encoding="utf-8")
+        assert len(load_recipe(path).strategies) == 4, name

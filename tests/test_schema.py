@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
 from afina.core import schema as schemas
 from afina.core.errors import SchemaError
+from afina.core.task import Task
 
 
 def test_shorthand_covers_every_kind_of_field() -> None:
@@ -98,3 +101,17 @@ def test_integer_ranges_respect_exclusive_bounds() -> None:
     assert schemas.integer_range({"type": "integer", "minimum": 0, "maximum": 3}) == [0, 1, 2, 3]
     assert schemas.integer_range({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}) == [1, 2]
     assert schemas.integer_range({"type": "integer", "minimum": 0, "maximum": 1000}) is None
+
+
+def test_parts_that_differ_in_words_alone_share_what_is_learned() -> None:
+    def sentence(words: str) -> dict[str, Any]:
+        label = {"enum": ["a", "b"], "description": words}
+        return {"type": "object", "title": words, "properties": {"title": label}, "required": ["title"],
+                "additionalProperties": False}  # fmt: skip
+
+    output = {"f1": sentence("of the first"), "f2": sentence("of the second")}
+    schema = {"type": "object", "properties": output, "required": ["f1", "f2"], "additionalProperties": False}
+    parts = {"f1": (("text", "f1"),), "f2": (("text", "f2"),)}
+    task = Task("t", "i", {"f1": "f1", "f2": "f2"}, schemas.normalise(schema), part_inputs=parts)
+    assert [group.name for group in task.groups] == ["title"]
+    assert len(task.groups[0].fields) == 2

@@ -58,6 +58,18 @@ class Field:
         return self.path.split(".") if self.path else []
 
 
+def without_annotations(schema: Schema) -> Schema:
+    """The rules of a normalised schema alone: without titles, descriptions, examples."""
+    kept = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
+    if "properties" in kept:
+        kept["properties"] = {name: without_annotations(inner) for name, inner in kept["properties"].items()}
+    if "items" in kept:
+        kept["items"] = without_annotations(kept["items"])
+    if "anyOf" in kept:
+        kept["anyOf"] = [without_annotations(branch) for branch in kept["anyOf"]]
+    return kept
+
+
 # -- shorthand --------------------------------------------------------------------------------
 
 

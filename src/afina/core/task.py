@@ -38,8 +38,8 @@ class Part:
 
     @cached_property
     def signature(self) -> str:
-        """Equal for parts that ask the same question of other inputs."""
-        return digest([[name for name, _ in self.inputs], self.schema])
+        """Equal for parts that ask the same question of other inputs, whatever they say of it in words."""
+        return digest([[name for name, _ in self.inputs], schemas.without_annotations(self.schema)])
 
 
 @dataclass(frozen=True)
