@@ -66,7 +66,7 @@ def test_the_examples_of_the_helps_are_complete() -> None:
             elif "=" in word:
                 seen += 1
                 assert word.partition("=")[0] in known_keys()
-    assert seen == 14
+    assert seen == 18
 
 
 def test_nothing_and_version() -> None:
@@ -262,6 +262,7 @@ def test_the_recipe_of_the_readme_loads(tmp_path: Path) -> None:
     task = blocks[0].partition("compare:")[0]
     for name in ("README.md", "README.pt-BR.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        added = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("models:"))
+        found = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        added = next(block for block in found if block.startswith("models:"))
         path.write_text(task + added, encoding="utf-8")
         assert len(load_recipe(path).strategies) == 4, name

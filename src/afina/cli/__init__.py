@@ -142,10 +142,10 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, 
 
 @app.command(epilog=_example("afina compare recipe.yaml comparison.priority=cost"))
 def compare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Every way to answer on the same unseen rows, in one table, with a recommendation.
+    """Every way to answer on the same unseen rows.
 
-    Baselines, prompting, ensembles, teachers, students, cascades: the names in the recipe's compare. What is missing is
-    trained; what was answered or paid for is not asked again.
+    One table, one page, a recommendation. Baselines, prompting, ensembles, teachers, students, cascades: the names in
+    the recipe's compare. What is missing is trained; what was answered or paid for is not asked again.
     """
     opened, agree = _open_to_compare(recipe, overrides, yes)
     from afina import comparing
