@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
-KILLS = min(4, int(os.environ.get("AFINA_FAULTS", "2")))
+KILLS = min(4, int(os.environ.get("AFINA_FAULTS", "4")))
 
 
 def line(custom_id: Any, url: str = CHAT, method: str = "POST", **body: Any) -> dict[str, Any]:
