@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from afina import pipeline
-from afina.core.config import Recipe, load_recipe, load_task, make_recipe
+from afina.core.config import Recipe
 from afina.core.predictor import Example
+from afina.core.recipe_file import load_recipe, make_recipe
 from afina.core.storage import write_json
+from afina.core.task_config import load_task
 from afina.data.prepare import Prepared
 from afina.engine.loader import load_spec
 from afina.evaluation.runner import SystemRun, evaluate, run_system

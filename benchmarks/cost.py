@@ -101,7 +101,7 @@ def _told(group: str, n: int, **told: int) -> Point:
 
 def run_point(work: Mapping[str, Any]) -> dict[str, Any]:
     """One of a point's two processes. work: {"do": "plan" | "train", "model", "data", "told"}."""
-    from afina.core.config import TrainConfig
+    from afina.core.train_config import TrainConfig
     from afina.engine.encoded import Encoded
     from afina.engine.loader import load_spec
     from afina.training import local

@@ -22,7 +22,7 @@ from harness import BUILD, write_result
 
 from afina.cli.table import result_lines
 from afina.comparing import compare
-from afina.core.config import make_recipe
+from afina.core.recipe_file import make_recipe
 from afina.runs import open_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

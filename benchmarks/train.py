@@ -112,8 +112,9 @@ def encoded_news(model: Path) -> dict[str, list[tuple[list[int], int]]]:
 
     One answer for the whole item, completion style; 80/20 by a fixed seed.
     """
-    from afina.core.config import load_task, make_recipe
     from afina.core.predictor import Example
+    from afina.core.recipe_file import make_recipe
+    from afina.core.task_config import load_task
     from afina.engine.codec import Codec
     from afina.engine.loader import load_tokenizer
     from afina.engine.renderer import Renderer

@@ -362,7 +362,7 @@ class _Seen:
 
 
 def _train_afina(work: Work, told: dict[str, Any], *, with_validation: bool) -> tuple[Any, _Seen, list[str]]:
-    from afina.core.config import TrainConfig
+    from afina.core.train_config import TrainConfig
     from afina.engine.encoded import Encoded
     from afina.engine.loader import load_spec
     from afina.training import local

@@ -97,7 +97,8 @@ def untrained_specialist(folder: Path, **changes: Any) -> Path:
     changes: of the small recipe, whose task it is.
     """
     from afina import __version__
-    from afina.core.config import load_task, make_recipe
+    from afina.core.recipe_file import make_recipe
+    from afina.core.task_config import load_task
     from afina.engine.codec import Codec
     from afina.engine.loader import load_tokenizer
     from afina.engine.renderer import Renderer

@@ -15,9 +15,11 @@ from command_line import NEWS, afina, news, recipe_text, write_csv
 from afina import __version__
 from afina.cli.table import WIDTH, result_lines
 from afina.core import schema as schemas
-from afina.core.config import Config, Recipe, known_keys, load_recipe, load_task
+from afina.core.config import Config, Recipe
 from afina.core.predictor import Example, Prediction
+from afina.core.recipe_file import known_keys, load_recipe
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.evaluation.runner import SystemRun, evaluate
 from afina.pipeline import DEMO_RECIPE
 
@@ -86,7 +88,7 @@ def test_our_own_bug_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("impossible")
 
-    monkeypatch.setattr("afina.core.config.recipe_json_schema", broken)
+    monkeypatch.setattr("afina.core.recipe_file.recipe_json_schema", broken)
     outcome = afina("schema")
     assert outcome.code == 1
     assert "Traceback" in outcome.err
@@ -97,7 +99,7 @@ def test_interrupted_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("afina.core.config.recipe_json_schema", interrupted)
+    monkeypatch.setattr("afina.core.recipe_file.recipe_json_schema", interrupted)
     outcome = afina("schema")
     assert outcome.code == 130
     assert "interrupted. The same command continues" in outcome.err

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from afina import comparing, pipeline
-from afina.core.config import make_recipe
 from afina.core.errors import AfinaError
+from afina.core.recipe_file import make_recipe
 from afina.recorded import recorded
 from afina.runs import Run, open_recipe
 from afina.strategies.finetuned import Specialist

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from afina.core.config import Recipe, load_task, make_recipe
+from afina.core.config import Recipe
 from afina.core.errors import DataError, RunError
 from afina.core.predictor import Example
+from afina.core.recipe_file import make_recipe
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.dedupe import (
     character_shingles,
     find_duplicates,

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 import afina
-from afina.core.config import Recipe, load_recipe, load_task
+from afina.core.config import Recipe
 from afina.core.errors import DataError
+from afina.core.recipe_file import load_recipe
+from afina.core.task_config import load_task
 from afina.data.prepare import prepare
 from afina.data.propose import propose_recipe
 

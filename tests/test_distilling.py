@@ -17,10 +17,12 @@ import pytest
 import yaml
 from command_line import POLARITY, afina, news, recipe_text, write_csv
 
-from afina.core.config import Recipe, load_recipe, load_task, make_recipe
+from afina.core.config import Recipe
 from afina.core.errors import DataError, RecipeError
 from afina.core.predictor import Example
+from afina.core.recipe_file import load_recipe, make_recipe
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.examples import read_examples
 from afina.distilling import curve_runs, distill
 from afina.distilling.checks import check, reasoning_name

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from afina.core import schema as schemas
-from afina.core.config import load_task, make_recipe
 from afina.core.predictor import Example
+from afina.core.recipe_file import make_recipe
 from afina.core.storage import digest
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, field_confidence, write_answers
 from afina.engine.loader import load_tokenizer

@@ -14,9 +14,9 @@ from test_engine import ATTACK, EMOTIONS, GOLD, NANO, RICH, Oracle, task_of, tin
 from transformers import AutoTokenizer
 
 from afina.core import schema as schemas
-from afina.core.config import make_recipe
 from afina.core.errors import DataError, RecipeError
 from afina.core.predictor import Example
+from afina.core.recipe_file import make_recipe
 from afina.core.task import Task
 from afina.engine.codec import Codec
 from afina.engine.decode import against_gold, field_confidence, write_answers

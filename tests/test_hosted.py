@@ -12,9 +12,10 @@ import pytest
 from command_line import ASSETS, Outcome, afina, news, recipe_text, write_csv
 from hosted_material import completion, error, hosted_recipe, scripted
 
-from afina.core.config import load_recipe, load_task
 from afina.core.errors import DataError, RecipeError
 from afina.core.predictor import Example
+from afina.core.recipe_file import load_recipe
+from afina.core.task_config import load_task
 from afina.providers import jobs, wording
 from afina.providers.asking import Asker
 from afina.providers.budget import Budget, BudgetError
@@ -93,7 +94,7 @@ def test_strict_schema_and_its_answers() -> None:
 def load_recipe_of(**task: Any) -> Any:
     import yaml
 
-    from afina.core.config import make_recipe
+    from afina.core.recipe_file import make_recipe
 
     raw = yaml.safe_load(recipe_text())
     raw["task"] |= task

@@ -22,8 +22,9 @@ from command_line import POLARITY, Outcome, afina, news, recipe_text, write_csv
 from pydantic import BaseModel
 
 from afina import Specialist
-from afina.core.config import load_task, make_recipe
+from afina.core.recipe_file import make_recipe
 from afina.core.schema import problems
+from afina.core.task_config import load_task
 
 pytestmark = pytest.mark.slow
 

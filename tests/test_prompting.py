@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from afina.core import schema as schemas
-from afina.core.config import load_task, make_recipe
 from afina.core.errors import DataError, RecipeError
 from afina.core.predictor import Example, Usage
+from afina.core.recipe_file import make_recipe
 from afina.core.schema import Schema
 from afina.core.strategy_config import PromptConfig
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.engine.spoken import describe
 from afina.providers import wording
 from afina.strategies.chat_model import Ask, Reply

@@ -542,7 +542,8 @@ def test_the_card_obeys_no_markup_of_the_recipe_and_tells_no_path(run_dir: Path)
 
 def test_the_data_report_of_a_real_table_is_shown_whole(run_dir: Path) -> None:
     """The keys that `prepare` writes are the keys that the page reads."""
-    from afina.core.config import load_recipe, load_task
+    from afina.core.recipe_file import load_recipe
+    from afina.core.task_config import load_task
     from afina.data.prepare import prepare
 
     recipe = load_recipe(Path(__file__).resolve().parent.parent / "src/afina/assets/noticias/recipe.yaml")

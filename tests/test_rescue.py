@@ -11,8 +11,9 @@ import pytest
 from command_line import afina, news, write_csv
 from hosted_material import completion, hosted_recipe, scripted
 
-from afina.core.config import load_recipe, load_task, make_recipe
 from afina.core.errors import DataError
+from afina.core.recipe_file import load_recipe, make_recipe
+from afina.core.task_config import load_task
 from afina.data.infer import infer_shape, read_object
 from afina.data.wrapping import Exchange, Wrapping, find_wrapping
 from afina.labelling import Request, label

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from afina.core.config import load_recipe, make_recipe, recipe_json_schema
 from afina.core.errors import RecipeError
+from afina.core.recipe_file import load_recipe, make_recipe, recipe_json_schema
 from afina.runs import Run, load_task
 from afina.strategies.build import built_in_under, models_under
 

@@ -20,11 +20,13 @@ import yaml
 from command_line import POLARITY, afina, news, write_csv
 from faulty_server import Call, Says, answer, faulty_server
 
-from afina.core.config import DataConfig, load_task, make_recipe
+from afina.core.config import DataConfig
 from afina.core.errors import AfinaError, DataError
 from afina.core.predictor import Example, Inputs, Prediction, Usage
+from afina.core.recipe_file import make_recipe
 from afina.core.storage import file_digest, read_json, read_jsonl
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.dedupe import character_shingles, example_texts, jaccard, word_shingles
 from afina.data.examples import InputRow
 from afina.data.prepare import prepare
@@ -279,7 +281,7 @@ def test_half_a_character_and_blank_answers_do_not_reach_the_table(tmp_path: Pat
 
 def reads(task_raw: dict[str, Any], data: dict[str, Any], output: Path, settings: Sequence[str] = ()) -> list[Example]:
     """The examples that `afina prepare data.path=OUTPUT` finds, through a real recipe file."""
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
 
     recipe_path = output.with_name("recipe.yaml")
     raw = {"task": task_raw, "data": {"path": "somewhere.csv", "min_examples_per_label": 0, **data}}
@@ -678,7 +680,7 @@ def test_a_table_is_labelled_by_a_built_in_teacher(tmp_path: Path) -> None:
     adds_up(report, 60, tmp_path / "labels.jsonl")
     assert not (tmp_path / "run").exists()  # the run folder is nobody's yet
     # The recipe reads the labels without a further setting, and prepares them for real.
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
 
     read = load_recipe(tmp_path / "recipe.yaml", report.counts["read_with"])
     made = prepare(read, load_task(read.task), tmp_path / "prepared")
@@ -687,7 +689,7 @@ def test_a_table_is_labelled_by_a_built_in_teacher(tmp_path: Path) -> None:
 
 
 def test_the_recipes_test_rows_are_kept_apart(tmp_path: Path) -> None:
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
 
     path = recipe(tmp_path)
     read = load_recipe(path)
@@ -876,7 +878,7 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
 @pytest.mark.slow
 def test_the_specialist_labels_rows_and_a_student_learns_from_them(tmp_path: Path) -> None:
     from afina import pipeline
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
 
     path = recipe(tmp_path, compare=["finetuned"])
     report = label_table(tmp_path, teacher="finetuned", keep_wrong=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_material import VOCABULARY, here, load, settings_for, tiny_llama
 
-from afina.core.config import TrainConfig
+from afina.core.train_config import TrainConfig
 from afina.engine.encoded import Encoded
 from afina.engine.loader import BaseSpec, load_spec
 from afina.training.adapters import prepare

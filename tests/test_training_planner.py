@@ -10,8 +10,8 @@ import pytest
 import torch
 from training_material import VOCABULARY, gpu, here, load, tiny_llama
 
-from afina.core.config import AdaptConfig, TrainConfig
 from afina.core.errors import MachineError, RecipeError
+from afina.core.train_config import AdaptConfig, TrainConfig
 from afina.engine.encoded import Encoded
 from afina.engine.loader import load_spec
 from afina.training.adapters import prepare

@@ -20,9 +20,9 @@ from test_training_levers import questions
 from training_material import EOS, VOCABULARY, examples, gpu, here, load, settings_for, tiny_llama
 
 import afina.training.trainer as trainer_module
-from afina.core.config import TrainConfig
 from afina.core.errors import RunError
 from afina.core.storage import read_json
+from afina.core.train_config import TrainConfig
 from afina.engine.encoded import Encoded
 from afina.engine.loader import load_spec, load_specialist, specialist_spec
 from afina.training.adapters import go_on, prepare

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from afina.core.config import TrainConfig
+from afina.core.train_config import TrainConfig
 from afina.engine.encoded import Encoded
 from afina.engine.loader import LoadedModel, load_spec
 from afina.training.facts import model_facts

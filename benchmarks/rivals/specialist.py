@@ -19,7 +19,8 @@ from harness import BUILD, ROOT, say
 from shapes import make_shape
 
 from afina import pipeline
-from afina.core.config import Recipe, make_recipe
+from afina.core.config import Recipe
+from afina.core.recipe_file import make_recipe
 from afina.core.storage import read_json, write_json
 from afina.engine.loader import BASE_FILE, load_specialist
 from afina.runs import Run, open_recipe

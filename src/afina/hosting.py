@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from afina import pipeline
-from afina.core.config import Recipe, load_task
+from afina.core.config import Recipe
 from afina.core.predictor import Example
 from afina.core.storage import read_json, write_jsonl
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.prepare import Prepared
 from afina.evaluation.runner import SystemRun, run_system
 from afina.pipeline import ANSWERS, say

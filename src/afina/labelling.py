@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import load_recipe, load_task, make_recipe
 from afina.core.errors import DataError, RecipeError
+from afina.core.recipe_file import load_recipe, make_recipe
 from afina.core.storage import require_file
+from afina.core.task_config import load_task
 from afina.data import training_file
 from afina.data.columns import cell, has_column, text_of
 from afina.data.examples import read_inputs

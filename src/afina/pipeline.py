@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from afina import __version__
-from afina.core.config import Recipe, load_recipe, load_task
+from afina.core.config import Recipe
 from afina.core.errors import DataError, RunError
 from afina.core.predictor import Example, Prediction, Predictor
+from afina.core.recipe_file import load_recipe
 from afina.core.storage import explain_write_errors, read_json, write_json, write_jsonl, write_text
 from afina.core.strategy_config import STUDENT
+from afina.core.task_config import load_task
 from afina.data.formats import read_table
 from afina.data.leaks import contained_in
 from afina.data.prepare import Prepared, load_prepared, summary_lines

@@ -17,11 +17,13 @@ from typing import Any
 import yaml
 
 from afina import pipeline
-from afina.core.config import Recipe, load_recipe, load_task, make_recipe
+from afina.core.config import Recipe
 from afina.core.errors import DataError
 from afina.core.predictor import Example
+from afina.core.recipe_file import load_recipe, make_recipe
 from afina.core.storage import ensure_folder, write_json, write_jsonl, write_text
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.prepare import prepare as prepare_data
 from afina.labelling import ANSWER_COLUMN, ANSWERS, ID_COLUMN, Labelled, Request, label
 from afina.pipeline import say

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afina import __version__
-from afina.core.config import NOT_DECIDING, Recipe, load_task
+from afina.core.config import NOT_DECIDING, Recipe
 from afina.core.config_base import Config
 from afina.core.errors import RunError
 from afina.core.storage import (
@@ -30,6 +30,7 @@ from afina.core.storage import (
 )
 from afina.core.strategy_config import STUDENT, inner_of, models_of
 from afina.core.task import Task
+from afina.core.task_config import load_task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
 STAGING = ".data.tmp"  # splits that are being written

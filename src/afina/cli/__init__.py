@@ -73,7 +73,7 @@ def init(
 @app.command(epilog=_example("afina schema > recipe.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
-    from afina.core.config import recipe_json_schema
+    from afina.core.recipe_file import recipe_json_schema
 
     print(json.dumps(recipe_json_schema(), indent=1))
 
@@ -215,7 +215,7 @@ def demo(
 ) -> None:
     """The whole job on the embedded news; no network."""
     from afina import pipeline
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
 
     opened = pipeline.open_recipe(load_recipe(pipeline.DEMO_RECIPE, [f"output_dir={output_dir}"]), overwrite=yes)
     _print_compared(opened, pipeline.run(opened), as_json)

@@ -49,7 +49,7 @@ def label(
     Killed, the same command continues and pays nothing twice.
     """
     from afina.cli.hosted import agreement_asker
-    from afina.core.config import load_recipe
+    from afina.core.recipe_file import load_recipe
     from afina.teaching.job import Request, label_file
     from afina.teaching.report import report_lines
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from afina.core.config_base import Config
 
-BUILT_IN = ("majority", "tfidf", "zero-shot", "finetuned")
+BUILT_IN = ("majority", "tfidf", "nearest", "zero-shot", "finetuned", "sources")
 STUDENT = "student-"  # before the kind, in compare
 
 

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
 
-from afina.core.config import Config, TrainConfig, _expected, _place, _StrictLoader, _yaml_problem
+from afina.core.config_base import Config
 from afina.core.errors import RecipeError
+from afina.core.recipe_file import _expected, _place, _StrictLoader, _yaml_problem
+from afina.core.train_config import TrainConfig
 
 NANO = "afina/nano"
 SNAPSHOTS = (

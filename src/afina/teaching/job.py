@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afina.core.config import Recipe, load_recipe, load_task
+from afina.core.config import Recipe
 from afina.core.predictor import Predictor
+from afina.core.recipe_file import load_recipe
 from afina.core.storage import require_file
+from afina.core.task_config import load_task
 from afina.pipeline import say
 from afina.providers.prices import FREE, dollars
 from afina.strategies.hosted import HostedPredictor

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afina import pipeline
-from afina.core.config import BUILT_IN, Recipe, load_task
+from afina.core.config import BUILT_IN, Recipe
 from afina.core.errors import RecipeError
 from afina.core.predictor import Example, Predictor
 from afina.core.task import Task
+from afina.core.task_config import load_task
 from afina.data.examples import read_examples
 from afina.data.prepare import Prepared, load_prepared
 from afina.pipeline import say

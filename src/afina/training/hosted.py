@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import TrainConfig
 from afina.core.errors import DataError
 from afina.core.predictor import Example
 from afina.core.progress import Progress
 from afina.core.storage import digest, file_digest, read_json, write_json, write_jsonl, write_text
 from afina.core.task import Task
+from afina.core.train_config import TrainConfig
 from afina.data.training_file import MIN_EXAMPLES, Checked, check, job_error, read
 from afina.providers import jobs
 from afina.providers.budget import Budget, BudgetError

@@ -19,9 +19,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from afina.core.chat import Completion, Conversation, Message, Preference
-from afina.core.config import TrainConfig
 from afina.core.errors import DataError, RecipeError
 from afina.core.storage import read_json, write_json
+from afina.core.train_config import TrainConfig
 from afina.data import training_file
 from afina.engine.chat import ChatFormat
 from afina.engine.codec import Codec

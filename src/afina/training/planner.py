@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from afina.core.config import AdaptConfig, TrainConfig
 from afina.core.errors import RecipeError
+from afina.core.train_config import AdaptConfig, TrainConfig
 from afina.engine.loader import Quantisation
 from afina.training.collate import first_fit
 from afina.training.compiled import COMPILE_SAVES, compile_seconds, compiler_found
