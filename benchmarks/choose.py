@@ -29,6 +29,7 @@ from afina.core.task_config import load_task
 from afina.data.prepare import Prepared
 from afina.engine.loader import load_spec
 from afina.evaluation.runner import SystemRun, evaluate, run_system
+from afina.pipeline.training import adapt_to
 from afina.runs import Run, versions
 from afina.strategies.classical import TfidfLogistic
 from afina.strategies.local import LocalPredictor
@@ -70,12 +71,12 @@ def folds_of(examples: list[Example], count: int, seed: int) -> list[list[Exampl
 def answers(recipe: Recipe, folder: Path, train: list[Example], validation: list[Example], test: list[Example]) -> Any:
     """A specialist trained on `train`, stopped by `validation`, asked `test`."""
     opened = Run(recipe, load_task(recipe.task), folder)
-    settings, train_set = pipeline._settings(opened, Prepared({"train": train}, {}))
-    renderer = pipeline._renderer(opened)
+    settings, train_set = pipeline.settings_of(opened, Prepared({"train": train}, {}))
+    renderer = pipeline.renderer_of(opened)
     loaded = load_spec(settings.base, dequantize=settings.dequantize)
     splits = Prepared({"train": train, "validation": validation, "test": test}, {})
     if recipe.train.adapt is not None:
-        pipeline._adapt(opened, loaded, settings, renderer, splits)
+        adapt_to(opened, loaded, settings, renderer, splits)
     validation_set = pipeline.encode(renderer, validation, recipe.train.max_length)
     result = local.train(loaded, settings, train_set, validation_set, opened.training, recipe.seed)
     predictor = LocalPredictor(

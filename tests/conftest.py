@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from real_server import server, start_server
+from real_server import server, server_starter, start_server
 
-__all__ = ["server", "start_server"]
+__all__ = ["server", "server_starter", "start_server"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

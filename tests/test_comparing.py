@@ -1,4 +1,7 @@
-"""`afina compare` on real news with afina/nano: every kind of system at once, kept, continued, and asked no more."""
+"""`afina compare` on real news: every kind of system at once, kept, continued, and asked no more.
+
+On a small model: which system asks whom, and what is kept, is the same for every base.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_model import small_model
 
 from afina import comparing, pipeline
 from afina.core.errors import AfinaError
 from afina.core.recipe_file import make_recipe
+from afina.core.task_config import load_task
 from afina.recorded import recorded
 from afina.runs import Run, open_recipe
 from afina.strategies.finetuned import Specialist
@@ -36,6 +41,7 @@ def table(place: Path) -> Path:
 
 
 def recipe(place: Path, **changes: Any) -> dict[str, Any]:
+    small_model(place / "base")
     return {
         "task": {
             "name": "c",
@@ -48,7 +54,9 @@ def recipe(place: Path, **changes: Any) -> dict[str, Any]:
             "path": str(table(place)), "id_column": "news_id", "columns": {"polaridade": "f1_polaridade"},
             "test_size": 0.3, "validation_size": 0.2,
         },
-        "train": {"max_steps": 4, "max_length": 256, "per_device_train_batch_size": 4},
+        "train": {
+            "base_model": str(place / "base"), "max_steps": 4, "max_length": 256, "per_device_train_batch_size": 4,
+        },
         "answer": {"max_text_tokens": 12, "draft": False},
         "strategies": {
             "few": {"strategy": "few-shot", "k": 2},
@@ -137,7 +145,7 @@ def test_paid_models_without_a_cap_are_agreed_to_first(tmp_path: Path) -> None:
 
 def test_recorded_answers_are_those_that_were_given(tmp_path: Path) -> None:
     raw = recipe(tmp_path, compare=["tfidf"], comparison={})
-    opened = Run(make_recipe(raw), pipeline.load_task(make_recipe(raw).task), tmp_path / "run")
+    opened = Run(make_recipe(raw), load_task(make_recipe(raw).task), tmp_path / "run")
     prepared = pipeline.prepare(opened, quiet=True)
     answer = pipeline.answer_locally(opened, prepared)
     first = recorded(opened.folder, "tfidf", "key", lambda: answer("tfidf"))

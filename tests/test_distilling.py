@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import POLARITY, afina, news, recipe_text, write_csv
+from small_model import small_model
 
 from afina.core.config import Recipe
 from afina.core.errors import DataError, RecipeError
@@ -49,9 +50,10 @@ def recipe_of(**changes: Any) -> Recipe:
 
 
 def place(folder: Path, rows: Sequence[Mapping[str, str]], **changes: Any) -> Path:
-    """A recipe with its table in a folder."""
+    """A recipe with its table and a small model in a folder: who learns what is the same for every base."""
     folder.mkdir(exist_ok=True)
     write_csv(folder / "news.csv", rows)
+    changes.setdefault("train__base_model", str(small_model(folder / "base")))
     changes.setdefault("output_dir", str(folder / "run"))
     changes.setdefault("task__reasoning", "pensamento")
     changes.setdefault("data__min_examples_per_label", 0)

@@ -18,10 +18,11 @@ from afina.core.storage import digest
 from afina.core.task import Task
 from afina.core.task_config import load_task
 from afina.engine.codec import Codec
-from afina.engine.decode import against_gold, field_confidence, write_answers
-from afina.engine.loader import load_tokenizer
+from afina.engine.decode import Question, against_gold, field_confidence, write_answers
+from afina.engine.grammar import walk_text
+from afina.engine.loader import load_base, load_tokenizer
 from afina.engine.renderer import Renderer
-from afina.engine.writer import check_grammar
+from afina.engine.writer import Writer, check_grammar
 
 NANO = Path(__file__).resolve().parent.parent / "src/afina/assets/nano"
 EMOTIONS = ["alegria", "tristeza", "raiva", "nojo", "medo", "surpresa", "desprezo", "neutro"]
@@ -344,3 +345,27 @@ def test_half_a_surrogate_pair_is_no_traceback() -> None:
     codec = Codec(load_tokenizer("afina/nano"))
     assert codec.answer_text("a\ud800é") == codec.answer_text("a?é")
     assert digest({"x": "\ud800"}) != digest({"x": "?"})
+
+
+def test_text_does_not_go_round_in_circles() -> None:
+    """With no_repeat_ngram_size no run of so many tokens comes twice; without, a base model loops."""
+    nano = load_base("afina/nano")
+    codec = Codec(nano.tokenizer)
+    prompt = codec.completion_prompt("Descreva o produto.\n\ntitle: caneta azul\n\n")
+
+    def written(size: int) -> list[int]:
+        question = Question(list(prompt), lambda: Writer(codec, walk_text(), 80, no_repeat_ngram_size=size))
+        answer = write_answers(nano.model, [question], batch_size=1, pad_id=nano.pad_token_id)[0]
+        return codec.answer_text(answer.text)
+
+    def repeats(ids: list[int], size: int) -> int:
+        grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+        return len(grams) - len(set(grams))
+
+    assert repeats(written(0), 3) > 10
+    assert repeats(written(3), 3) <= 1  # the text is tokenised again here, which may join two tokens
+    gold = Writer(codec, walk_text("a a a a a a a a"), 0, no_repeat_ngram_size=2)
+    while (decision := gold.need()) is not None:
+        assert decision.gold is not None
+        gold.take(decision.gold)
+    assert gold.text == "a a a a a a a a"

@@ -324,7 +324,7 @@ def trained(place: Path, rows: Sequence[Mapping[str, str]], verb: str = "train",
 def test_free_text(tmp_path: Path) -> None:
     specialist = trained(
         tmp_path, news(24), "run", task__output="text", data__columns={"": "manchete"},
-        compare=["majority", "zero-shot", "finetuned"],
+        compare=["nearest", "zero-shot", "finetuned"],
     )  # fmt: skip
     answer: Any = specialist(texto="O PIB cresceu 2% no ano.")
     assert isinstance(answer.value, str)

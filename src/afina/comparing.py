@@ -6,7 +6,7 @@ provider trains) who else answers. How answers are judged is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from afina.core.storage import read_json
 from afina.core.strategy_config import STUDENT
 from afina.data.prepare import Prepared
 from afina.distilling import CurvePoint, Student, curve_runs, distill, train_seed
+from afina.evaluation.pareto import measured
 from afina.evaluation.runner import SystemRun, run_system, with_seeds
 from afina.evaluation.runner import evaluate as evaluate_systems
 from afina.pipeline import Answerer
@@ -39,8 +40,11 @@ def compare(opened: Run, agree: Agree) -> dict[str, Any]:
     return result
 
 
-def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
-    """`compare` without the page."""
+def evaluate(opened: Run, agree: Agree, others: Others | None = None, add: Add | None = None) -> dict[str, Any]:
+    """`compare` without the page.
+
+    others: who answers to names that are not known here. add: what else the report holds.
+    """
     recipe = opened.recipe
     agree_to_paid(recipe, agree)
     if recipe.train.provider is not None:
@@ -53,7 +57,21 @@ def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
         pipeline.train(opened)
     students = distill(opened, _agreed) if any(name.startswith(STUDENT) for name in recipe.compare) else []
     points = curve_runs(opened, _agreed)
-    return pipeline.evaluate(opened, partial(_answerer, students), partial(_curve, points) if points else None)
+    more = [*([partial(_curve, points)] if points else []), *([add] if add else [])]
+    return pipeline.evaluate(opened, partial(_answerer, students, others or {}), partial(_all_of, more))
+
+
+Others = Mapping[str, Callable[[Run, Prepared], SystemRun]]
+"""Names of `compare` -> their answers to the test rows."""
+Add = Callable[[Run, Prepared, Mapping[str, Any]], dict[str, Any]]
+"""Further entries of report.json, from what it holds already."""
+
+
+def _all_of(adds: Sequence[Add], opened: Run, prepared: Prepared, result: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for add in adds:
+        found |= add(opened, prepared, {**result, **found})
+    return found
 
 
 # -- money ----------------------------------------------------------------------------------------
@@ -92,13 +110,17 @@ def _is_elsewhere(recipe: Recipe, name: str) -> bool:
 # -- who answers ----------------------------------------------------------------------------------
 
 
-def _answerer(students: Sequence[Student], opened: Run, prepared: Prepared) -> Answerer:
+def _answerer(students: Sequence[Student], others: Others, opened: Run, prepared: Prepared) -> Answerer:
     """Strategies and built-in systems as `pipeline` has them; students and seeds from what was trained."""
     builder = pipeline.strategy_builder(opened, prepared)
-    return partial(_answers_of, opened, prepared, builder, students)
+    return partial(_answers_of, opened, prepared, builder, students, others)
 
 
-def _answers_of(opened: Run, prepared: Prepared, builder: Builder, students: Sequence[Student], name: str) -> SystemRun:
+def _answers_of(
+    opened: Run, prepared: Prepared, builder: Builder, students: Sequence[Student], others: Others, name: str
+) -> SystemRun:
+    if name in others:
+        return others[name](opened, prepared)
     seeds = opened.recipe.comparison.seeds
     if name.startswith(STUDENT):
         ours = [student for student in students if STUDENT + student.kind == name]
@@ -161,9 +183,13 @@ def _curve(points: Sequence[CurvePoint], opened: Run, prepared: Prepared, result
         judged = evaluate_systems(opened.task, prepared.splits["test"], prepared.splits["train"], [run], recipe.seed)[
             "systems"
         ][0]
-        value, interval = judged["exact_match"], judged["exact_match_ci"]
+        metric = "chrf" if opened.task.free_text else "exact_match"
+        of = measured(judged, metric)
+        value, interval = of[metric], of[f"{metric}_ci"]
         found.append(
             {"system": STUDENT + kind, "rows": point.num_rows, "seed": point.seed, "accuracy": value, "ci": interval}
         )
-    teachers = [system["exact_match"] for system in result["systems"] if system["name"] == recipe.distill.teacher]
+    metric = "chrf" if opened.task.free_text else "exact_match"
+    found_teachers = [system for system in result["systems"] if system["name"] == recipe.distill.teacher]
+    teachers = [measured(system, metric)[metric] for system in found_teachers]
     return {"curve": found, "curve_lines": {"teacher": teachers[0]} if teachers else {}}

@@ -24,8 +24,8 @@ from afina.core.storage import digest, read_json, require_file, write_json, writ
 from afina.data.dedupe import find_duplicates
 from afina.data.prepare import Prepared, load_prepared
 from afina.data.split import SPLITS
+from afina.evaluation.runner import WHOLE, run_system
 from afina.evaluation.runner import evaluate as evaluate_systems
-from afina.evaluation.runner import run_system
 from afina.pipeline import say
 from afina.providers.cache import AnswerCache
 from afina.runs import Run, open_recipe
@@ -182,8 +182,13 @@ def _predictor(recipe: Recipe, done: Sequence[Round]) -> Any:
 
 
 def _scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Group of fields -> its measure (accuracy, or the error of an open number), value and 95 % interval."""
+    """Group of fields -> its measure (accuracy, or the error of an open number), value and 95 % interval.
+
+    Free text is judged by chrF, under the name "answer".
+    """
     system = report["systems"][0]
+    if text := system.get("text"):
+        return {WHOLE: {"metric": "chrf", "value": text["chrf"], "ci": text["chrf_ci"]}}
     scores: dict[str, dict[str, Any]] = {}
     for group in report["groups"]:
         entry = system["fields"][group]

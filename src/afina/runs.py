@@ -34,6 +34,7 @@ from afina.core.task_config import load_task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
 STAGING = ".data.tmp"  # splits that are being written
+CATALOGUE, INDEX = "catalogue", "index"  # each says by itself what it was made of
 KEYED = ("students", "seeds", "systems")  # what is in them says by itself what it was made of
 TRAINED = ("specialist", "plan.json", "metrics.jsonl")
 EVALUATED = ("report.json", "report.html", "examples.json", "environment.json", "predictions")
@@ -61,6 +62,16 @@ class Run:
         return self.folder / "data"
 
     @property
+    def catalogue(self) -> Path:
+        """Shards of a catalogue recipe."""
+        return self.folder / CATALOGUE
+
+    @property
+    def index(self) -> Path:
+        """The search index over the shards."""
+        return self.folder / INDEX
+
+    @property
     def training(self) -> Path:
         return self.folder / "training"
 
@@ -77,16 +88,25 @@ class Run:
             self.recipe,
             [self.recipe.data.path, self.recipe.data.validation_path, self.recipe.data.test_path],
         )
-        sums = [file_digest(path) for path in files if path is not None and path.is_file()]
+        sums = [file_digest(path) for path in files if path is not None and path.exists()]
         model = [recipe.train.base_model, recipe.train.revision, recipe.train.chat_template, recipe.train.max_length]
         model.append(recipe.answer.answer_format)  # decides how long an example is, and what is learned
-        return digest([self.task.to_json(), recipe.data.model_dump(mode="json"), sums, model, recipe.seed, __version__])
+        decided = [self.task.to_json(), recipe.data.model_dump(mode="json"), sums, model, recipe.seed, __version__]
+        if recipe.catalogue is not None:
+            shown = {"formats", "system", "rounds", "questions", "max_rejected"}  # decide nothing of these rows
+            decided += [recipe.catalogue.model_dump(mode="json", exclude=shown), recipe.answer.max_text_tokens]
+        return digest(decided)
 
     @property
     def train_key(self) -> str:
         adapt = self.recipe.train.adapt
         extra = file_digest(adapt.path) if adapt is not None and adapt.path.is_file() else ""
-        return digest([self.data_key, self.recipe.train.model_dump(mode="json"), extra])
+        written = [self.recipe.answer.max_text_tokens, self.recipe.answer.no_repeat_ngram_size]  # in the manifest
+        decided: list[Any] = [self.data_key, self.recipe.train.model_dump(mode="json"), extra, written]
+        if self.recipe.catalogue is not None:
+            judged = {"min_support", "refusal_precision"}  # after training
+            decided += [self.recipe.sources.model_dump(mode="json", exclude=judged), self.recipe.catalogue.questions]
+        return digest(decided)
 
     @property
     def evaluate_key(self) -> str:
@@ -104,6 +124,8 @@ class Run:
             decided += [_plain(config), models, [self.system_key(inner) for inner in inner_of(config)]]
         elif name == "finetuned":
             decided += [self.train_key, recipe.comparison.seeds]
+        elif name == "sources":
+            decided += [self.train_key, _plain(recipe.sources)]
         elif name.startswith(STUDENT):
             decided += [self.train_key, _plain(recipe.distill), self.system_key(recipe.distill.teacher)]
         return digest(decided)
@@ -163,7 +185,7 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     made = tuple(place for place in (folder, *folder.parents) if not place.exists())
     ensure_folder(folder)
     owner = _owner(folder)
-    if owner is None and any(entry.name not in (STAGING, LOCK) for entry in folder.iterdir()):
+    if owner is None and any(entry.name not in (STAGING, LOCK, CATALOGUE) for entry in folder.iterdir()):
         raise RunError(
             f"{folder}: is not empty and holds no run. Choose another folder with output_dir=..., "
             "so that nothing of yours is overwritten."
@@ -180,7 +202,8 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
 def require_files(recipe: Recipe) -> None:
     """Raise DataError for a data file that is missing or empty, before anything is made."""
     adapt = recipe.train.adapt
-    for path in (recipe.data.path, recipe.data.validation_path, recipe.data.test_path, adapt.path if adapt else None):
+    table = recipe.data.path if recipe.catalogue is None else None  # a catalogue is looked at where it is read
+    for path in (table, recipe.data.validation_path, recipe.data.test_path, adapt.path if adapt else None):
         if path is not None:
             require_file(path, "a table")
 

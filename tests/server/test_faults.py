@@ -1,7 +1,8 @@
-"""A real server, a real trainer on afina/nano, and kills.
+"""A real server, a real trainer, and kills.
 
 Three kills in the ordinary run; AFINA_FAULTS=20 for twenty. Every job ends as succeeded, with each event once, and its
-models answer.
+models answer. The base is a small model with nano's tokenizer: what is tested is the processes, and their files. That a
+kill changes no weight of nano is tested in test_job_process.py.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -24,11 +23,13 @@ import httpx
 import openai
 import pytest
 from job_material import BASE, chat_lines, wait_for
+from small_model import small_model
+from warm_process import Starter, Warm
 
 pytestmark = pytest.mark.slow
 KEY = "sk-afina-faults"
 FAULTS = int(os.environ.get("AFINA_FAULTS", "3"))
-STEPS_PER_KILL = 30  # of the job where there are many kills: it trains on while the server starts
+STEPS_PER_KILL = 100  # of the job, a few milliseconds each
 STARTS_WITHIN_S, ENDS_WITHIN_S = 120.0, 900.0
 
 
@@ -37,29 +38,34 @@ class Server:
     """`afina serve` as a process that may be killed and started again, on a port that stays."""
 
     folder: Path
-    port: int
-    process: subprocess.Popen[str] | None = None
+    starter: Starter
+    port: int = 0
+    process: Warm | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "afina", "serve", "--port", str(self.port), "--data-dir", str(self.folder)]
-        environment = {**os.environ, "AFINA_API_KEY": KEY, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with (self.folder.parent / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("Afina serves "), (line, (self.folder.parent / "server.log").read_text()[-2000:])
-        self.port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        arguments = ["serve", "--port", str(self.port), "--data-dir", str(self.folder)]
+        base = str(self.folder.parent / "base")
+        environment = {**os.environ, "AFINA_API_KEY": KEY, "AFINA_BASE_MODEL": base, "OMP_NUM_THREADS": "1"}
+        out, log = self.folder.parent / "server.out", self.folder.parent / "server.log"
+        out.unlink(missing_ok=True)
+        self.process = self.starter.run("afina", *arguments, out=out, errors=log, environment=environment)
+
+        def announced() -> str | None:
+            assert self.process is not None
+            assert self.process.poll() is None, log.read_text()[-2000:]
+            line = out.read_text().partition("\n")[0] if out.exists() else ""
+            return line if line.startswith("Afina serves ") else None
+
+        self.port = int(wait_for(announced, STARTS_WITHIN_S).split("127.0.0.1:")[1].split("/")[0])
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait()
+        self.process.wait(60)
 
     def stop(self) -> int:
         assert self.process is not None
@@ -89,9 +95,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Generator[Server]:
-    server = Server(folder, 0)
+def serving(folder: Path, starter: Starter) -> Generator[Server]:
+    server = Server(folder, starter)
     server.folder.mkdir()
+    small_model(folder.parent / "base")
     server.start()
     yield server
     assert server.process is not None
@@ -106,8 +113,8 @@ def client(server: Server) -> openai.OpenAI:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Generator[Server]:
-    with serving(tmp_path / "data") as server:
+def server(tmp_path: Path, server_starter: Starter) -> Generator[Server]:
+    with serving(tmp_path / "data", server_starter) as server:
         yield server
 
 
@@ -117,9 +124,9 @@ def sdk(server: Server) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+def steady(tmp_path_factory: pytest.TempPathFactory, server_starter: Starter) -> Generator[Server]:
     """One for all tests that let it live."""
-    with serving(tmp_path_factory.mktemp("steady") / "data") as server:
+    with serving(tmp_path_factory.mktemp("steady") / "data", server_starter) as server:
         yield server
 
 
@@ -136,7 +143,7 @@ def until(sdk: openai.OpenAI, job_id: str, *wanted: str, timeout_s: float = ENDS
         assert job.status not in {"failed", "cancelled"} - set(wanted), job.error
         return job if job.status in wanted else None
 
-    return wait_for(found, timeout_s, 0.2)
+    return wait_for(found, timeout_s, 0.1)
 
 
 def check_events(sdk: openai.OpenAI, job_id: str, total_steps: int, per_epoch: int, warnings: bool = False) -> None:
@@ -188,9 +195,10 @@ def check_usable(sdk: openai.OpenAI, job: Any) -> None:
 
 
 def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI) -> None:
+    """Of each kind of kill there are random steps and ends of epochs, at which models and checkpoints are written."""
     chance = random.Random(20261122 + FAULTS)
-    batch = 4
-    epochs, per_epoch = (3 + FAULTS, 10) if FAULTS <= 3 else (50, max(10, STEPS_PER_KILL * FAULTS // 50))
+    batch, epochs = 4, 6 if FAULTS <= 3 else 50
+    per_epoch = max(10, STEPS_PER_KILL * FAULTS // epochs)
     file_id = upload(sdk, chat_lines(batch * per_epoch))
     asked: Any = {"n_epochs": epochs, "batch_size": batch}
     job_id = sdk.fine_tuning.jobs.create(model=BASE, training_file=file_id, hyperparameters=asked, suffix="kill").id
@@ -198,22 +206,21 @@ def test_killed_at_random_moments_it_succeeds(server: Server, sdk: openai.OpenAI
     for number in range(FAULTS):
         victim = ("server", "trainer", "both")[number % 3]
         # Three deaths of the trainer without a step between them are a failure by design.
-        before = server.newest_step(job_id)
-        wait_for(lambda before=before: server.newest_step(job_id) > before, ENDS_WITHIN_S, 0.01)
-        # The job must not be over before the last kill: where few steps are left, kills come sooner, and it waits
-        # for the server.
-        left = per_epoch * epochs - server.newest_step(job_id)
-        hurried = left < 10 * (FAULTS - number)
-        time.sleep(chance.random() * (0.2 if hurried else 2))
+        at = server.newest_step(job_id) + chance.randint(1, STEPS_PER_KILL // 4)
+        if number % 2:
+            at += -at % per_epoch
+        wait_for(lambda at=at: server.newest_step(job_id) >= at, ENDS_WITHIN_S, 0.001)
+        time.sleep(chance.random() * 0.05)
         if victim in ("server", "both"):
             server.kill()
         trainer = server.trainer(job_id)
         if victim in ("trainer", "both"):
             send(trainer, signal.SIGKILL)
-        elif hurried:
+        else:  # it goes on alone, but not to the end
+            time.sleep(chance.random() * 0.1)
             send(trainer, signal.SIGSTOP)
         if victim != "trainer":
-            time.sleep(chance.random())
+            time.sleep(chance.random() * 0.3)
             server.start()
         if victim == "server":
             send(trainer, signal.SIGCONT)

@@ -106,7 +106,7 @@ def test_metrics_are_for_this_machine_and_for_keys(lite: Any) -> None:
 
 def test_unknown_addresses_and_methods(lite: Any) -> None:
     for method, path in (
-        ("GET", "/v1/x"), ("POST", "/v1/files/"), ("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"),
+        ("GET", "/v1/x"), ("POST", "/v1/files/"), ("GET", "/docs"), ("GET", "/openapi.json"),
         ("DELETE", "/v1/fine-tunes"), ("GET", "/v1"), ("GET", "//v1/models"),
     ):  # fmt: skip
         answer = lite.http.request(method, f"http://testserver{path}")
@@ -542,7 +542,7 @@ def test_a_data_folder_in_use_is_one_line(server: Any) -> None:
 
 @SLOW
 def test_start_key_and_graceful_end(start_server: Any, tmp_path: Path) -> None:
-    first = start_server(tmp_path / "data")
+    first = start_server(tmp_path / "data", cold=True)
     text = "".join(first.out)
     assert text.splitlines()[0].startswith(f"Afina serves {first.url}/v1 ")
     assert first.key is not None

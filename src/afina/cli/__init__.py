@@ -17,6 +17,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from afina import __version__
+from afina.cli import assistant as catalogues
 from afina.cli import distil, hosted, teacher
 from afina.cli import serve as serving
 from afina.core.errors import AfinaError, RecipeError
@@ -95,12 +96,28 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command(epilog=_example("afina prepare recipe.yaml data.path=table.csv"))
-def prepare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Read, check, de-duplicate and split the table."""
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    shards: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of a catalogue, those to learn from and export, as 0-4; short for catalogue.shards=0-4."),
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read, check, de-duplicate and split the table.
+
+    A catalogue is cleaned and written as shards first; killed, the same command continues.
+    """
     from afina import pipeline
     from afina.data.prepare import summary_lines
 
-    opened = pipeline.open_run(recipe, overrides, overwrite=yes)
+    read = pipeline.read(recipe, [*(overrides or ()), *([f"catalogue.shards={shards!r}"] if shards else [])])
+    if catalogues.has_catalogue(read):
+        catalogues.prepare(read, yes, as_json)
+        return
+    opened = pipeline.open_recipe(read, overwrite=yes)
     prepared = hosted.prepare(opened) if opened.recipe.train.provider else pipeline.prepare(opened, quiet=True)
     if as_json:
         print(json.dumps(prepared.report, ensure_ascii=False, indent=1))
@@ -119,6 +136,9 @@ def train(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False) -> 
     from afina import pipeline
 
     read = pipeline.read(recipe, overrides)
+    if catalogues.has_catalogue(read):
+        catalogues.train(read, yes)
+        return
     if hosted.is_hosted(read):
         hosted.train(read, yes)
         return
@@ -134,9 +154,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, 
     Trains first where the recipe compares a specialist that is not there yet.
     """
     opened, agree = _open_to_compare(recipe, overrides, yes)
-    from afina import comparing
-
-    _print_result(comparing.evaluate(opened, agree), as_json)
+    _print_result(_job(opened).evaluate(opened, agree), as_json)
     print(f"Result: {opened.folder / 'report.json'}. As a page: afina report {opened.folder}", file=sys.stderr)
 
 
@@ -148,9 +166,18 @@ def compare(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, a
     the recipe's compare. What is missing is trained; what was answered or paid for is not asked again.
     """
     opened, agree = _open_to_compare(recipe, overrides, yes)
+    _print_compared(opened, _job(opened).compare(opened, agree), as_json)
+
+
+def _job(opened: Any) -> Any:
+    """Whose `compare` and `evaluate` carry this recipe out."""
+    if catalogues.has_catalogue(opened.recipe):
+        from afina import assistant
+
+        return assistant
     from afina import comparing
 
-    _print_compared(opened, comparing.compare(opened, agree), as_json)
+    return comparing
 
 
 def _open_to_compare(recipe: Path, overrides: list[str] | None, yes: bool) -> tuple[Any, Any]:
@@ -158,8 +185,8 @@ def _open_to_compare(recipe: Path, overrides: list[str] | None, yes: bool) -> tu
     from afina import pipeline
 
     read = pipeline.read(recipe, overrides)
-    if read.train.rounds is not None:
-        raise RecipeError("train.rounds is trained and judged round by round. Give: afina train RECIPE.yaml")
+    if read.train.rounds is not None or (read.catalogue is not None and read.catalogue.rounds is not None):
+        raise RecipeError("rounds are trained and judged round by round. Give: afina train RECIPE.yaml")
     return pipeline.open_recipe(read, overwrite=yes), hosted.agreement_asker(yes)
 
 
@@ -170,9 +197,7 @@ def run(recipe: RecipePath, overrides: Overrides = None, yes: Yes = False, as_js
     Killed, the same command continues where it stopped; finished, it prints the result again.
     """
     opened, agree = _open_to_compare(recipe, overrides, yes)
-    from afina import comparing
-
-    _print_compared(opened, comparing.compare(opened, agree), as_json)
+    _print_compared(opened, _job(opened).compare(opened, agree), as_json)
 
 
 @app.command(epilog=_example("afina predict runs/noticias --input new.csv --output answers.jsonl"))
@@ -247,6 +272,9 @@ def doctor(
     print(textwrap.fill(listed, 100, initial_indent="libraries   ", subsequent_indent=" " * 12))
 
 
+app.command("index", epilog=_example("afina index recipes/amazon.yaml catalogue.path=trn.json.gz"))(catalogues.index)
+app.command("ask", epilog=_example('afina ask runs/amazon "What is Mog\'s Kittens about?"'))(catalogues.ask)
+app.command("chat", epilog=_example("afina chat runs/amazon"))(catalogues.chat)
 app.command("label", epilog=_example("afina label rows.csv --teacher cot --output labels.jsonl"))(teacher.label)
 app.command("distill", epilog=_example("afina distill recipe.yaml distill.teacher=cot"))(distil.distill)
 app.command("serve", epilog=_example("afina serve --port 8000 --data-dir ~/.afina"))(serving.serve)

@@ -251,17 +251,23 @@ def train(recipe: Recipe, yes: bool) -> None:
 
     agree = agreement_asker(yes)
     if recipe.train.rounds is not None:
-        from afina.rounds import forgetting_lines, train_rounds
+        from afina.rounds import train_rounds
 
-        result = train_rounds(recipe, agree, overwrite=yes)
-        print("\n".join(forgetting_lines(result)))
-        print(f"Models: {', '.join(one['model'] for one in result['rounds'])}")
-        print(f"Table:  {recipe.run_dir / 'forgetting.csv'}")
+        print_rounds(train_rounds(recipe, agree, overwrite=yes), recipe.run_dir)
         return
     from afina import hosting
 
     result = hosting.train(open_recipe(recipe, overwrite=yes), agree)
     print(f"Model: {result.model}")
+
+
+def print_rounds(result: dict[str, Any], folder: Path) -> None:
+    """What every round's model has forgotten. folder: where rounds.json stands."""
+    from afina.rounds import forgetting_lines
+
+    print("\n".join(forgetting_lines(result)))
+    print(f"Models: {', '.join(one['model'] for one in result['rounds'])}")
+    print(f"Table:  {folder / 'forgetting.csv'}")
 
 
 def prepare(opened: Run) -> Prepared:

@@ -40,6 +40,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def serve(
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Run folders to ask and to look at on the page.", metavar="RUN", show_default=False),
+    ] = None,
     host: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="127.0.0.1 unless told otherwise; 0.0.0.0 for every network of this machine."),
@@ -49,14 +53,14 @@ def serve(
     config: ConfigFile = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="One line each on standard error.")] = False,
 ) -> None:
-    """OpenAI's fine-tuning API on this machine.
+    """OpenAI's fine-tuning API on this machine, and a page to ask its models.
 
-    Prints its address, a key at the first start, and four lines of Python to try. AFINA_API_KEY presets the key,
-    AFINA_DATABASE_URL names a PostgreSQL.
+    Prints its address, a key at the first start, the page's link, and four lines of Python to try.
+    AFINA_API_KEY presets the key, AFINA_DATABASE_URL names a PostgreSQL.
     """
     # Before torch is loaded: idle threads of a product sleep instead of spinning on a core that answers are sent from.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    settings = _settings(config, host=host, port=port, data_dir=data_dir)
+    settings = _settings(config, host=host, port=port, data_dir=data_dir, runs=runs or None)
     from afina.server.run import serve as run
 
     run(settings, preset_key=os.environ.get("AFINA_API_KEY"), log_requests=log_requests)

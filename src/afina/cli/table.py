@@ -13,7 +13,8 @@ from typing import Any
 from afina.core.progress import seconds, size
 from afina.evaluation.verdict import METRICS, percent
 from afina.report.advice import advice_lines
-from afina.report.words import Language
+from afina.report.texts import section_cell, text_cell, values
+from afina.report.words import MISSING, Language
 
 WIDTH = 100
 FEW = 4  # systems stand side by side; more stand under each other
@@ -26,7 +27,37 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     num_test = report["num_test"]
     title = f"{report['task']}: {num_test} unseen row{'s' * (num_test != 1)}; 95 % intervals in brackets"
     tables = _side_by_side(report) if len(systems) <= FEW else _under_each_other(report)
-    return [title, "", *tables, "", *verdict_lines(report["verdict"]), *_advice(report)]
+    return [title, "", *tables, "", *_catalogue(report), *verdict_lines(report["verdict"]), *_advice(report)]
+
+
+def _catalogue(report: Mapping[str, Any]) -> list[str]:
+    """What a catalogue's run found of passages, sources and refusals: a line each, an empty one behind them."""
+    words = Language("en")
+
+    def told(section: Mapping[str, Any], names: Mapping[str, str]) -> str:
+        cells = {name: section_cell(section, key, words) for key, name in names.items()}
+        return ", ".join(f"{name} {c.text} {c.interval}".strip() for name, c in cells.items() if c.text != MISSING)
+
+    lines = [
+        f"retrieval, {one['name']} ({one['num_questions']} questions): "
+        + told(one, {"recall_at_1": "recall@1", "recall_at_5": "recall@5", "mrr": "MRR"})
+        for one in (report.get("retrieval") or {}).get("sets") or []
+    ]
+    for key, name, shares in (
+        ("citations", "sources of the answers", {"precision": "precision", "recall": "recall", "verbatim": "verbatim"}),
+        (
+            "absent",
+            "not in the catalogue",
+            {
+                "refusal_recall": "absent ones refused",
+                "refusal_precision": "refusals right",
+                "answered": "present ones answered",
+            },
+        ),
+    ):
+        if found := told(report.get(key) or {}, shares):
+            lines.append(f"{name}: {found}")
+    return [*verdict_lines("\n".join(lines)), ""] if lines else []
 
 
 def verdict_lines(verdict: str) -> list[str]:
@@ -49,12 +80,8 @@ def _side_by_side(report: Mapping[str, Any]) -> list[str]:
     """Systems across, measures down."""
     systems = report["systems"]
     rows: list[list[str]] = [["", *(system["name"] for system in systems)]]
-    for group in report["groups"]:
-        rows += _group(group, [system["fields"][group] for system in systems])
-    rows.append(["whole answer"])
-    rows.append(["  exact match", *(_score(system, "exact_match") for system in systems)])
-    rows += _between_seeds(systems, "exact_match")
-    rows.append(["  valid", *(percent(system["valid_rate"]) for system in systems)])
+    for block in _measured(report):
+        rows += block
     rows.append(["cost"])
     rows += [[f"  {label}", *(show(system) for system in systems)] for label, show in _costs(systems).items()]
     return _aligned(rows)
@@ -64,17 +91,55 @@ def _under_each_other(report: Mapping[str, Any]) -> list[str]:
     """A table for each group of fields, for the whole answer and for the cost: systems down, measures across."""
     systems = report["systems"]
     lines: list[str] = []
-    for group in report["groups"]:
-        lines += [*_turned(systems, _group(group, [system["fields"][group] for system in systems])), ""]
+    for block in _measured(report, failed=True):
+        lines += [*_turned(systems, block), ""]
+    costs = [["cost"], *([label, *(show(system) for system in systems)] for label, show in _costs(systems).items())]
+    return [*lines, *_turned(systems, costs)]
+
+
+def _measured(report: Mapping[str, Any], *, failed: bool = False) -> list[list[list[str]]]:
+    """Blocks of rows, the block's title first: each group of fields and the whole answer, or the texts."""
+    systems = report["systems"]
+    if systems[0].get("text"):
+        return [_texts(systems, title, metrics) for title, metrics in TEXTS.items()]
+    blocks = [_group(group, [system["fields"][group] for system in systems]) for group in report["groups"]]
     whole = [
         ["whole answer"],
         ["  exact match", *(_score(system, "exact_match") for system in systems)],
         *_between_seeds(systems, "exact_match"),
         ["  valid", *(percent(system["valid_rate"]) for system in systems)],
-        ["  failed", *(str(system["num_failed"]) for system in systems)],
     ]
-    costs = [["cost"], *([label, *(show(system) for system in systems)] for label, show in _costs(systems).items())]
-    return [*lines, *_turned(systems, whole), "", *_turned(systems, costs)]
+    if failed:
+        whole.append(["  failed", *(str(system["num_failed"]) for system in systems)])
+    return [*blocks, whole]
+
+
+# title -> measure -> what it is called here
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "likeness to gold": {"chrf": "chrF", "rouge_l": "ROUGE-L", "bits_per_byte": "bits per byte"},
+    "how it writes": {
+        "length_ratio": "length",
+        "copied_share": "copied",
+        "memorised_share": "memorised",
+        "repetition": "repetition",
+        "empty_share": "empty",
+        "unfinished_share": "unfinished",
+    },
+}
+WITH_INTERVAL = ("chrf", "rouge_l", "bits_per_byte")
+
+
+def _texts(systems: Sequence[Mapping[str, Any]], title: str, metrics: Mapping[str, str]) -> list[list[str]]:
+    """Measures that some system has; those of likeness with their intervals."""
+    words, rows = Language("en"), [[title]]
+    for metric, name in metrics.items():
+        cells = [text_cell(system, metric, words) for system in systems]
+        if not any(_known(values(system).get(metric)) for system in systems):
+            continue
+        shown = [f"{cell.text} {cell.interval}".strip() if metric in WITH_INTERVAL else cell.text for cell in cells]
+        rows.append([f"  {name}", *(NONE if text == MISSING else text for text in shown)])
+        rows += _between_seeds([values(system) for system in systems], metric)
+    return rows
 
 
 def _turned(systems: Sequence[Mapping[str, Any]], rows: list[list[str]]) -> list[str]:

@@ -110,6 +110,9 @@ class AnswerConfig(Config):
     max_text_tokens: int = Field(
         default=256, ge=1, description="Limit of one free-text field; the JSON is closed after it."
     )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="Free text never has so many tokens in a row twice; 0: it may go round in circles."
+    )
     answer_format: Literal["json", "compact"] = Field(
         default="json",
         description="json: the model writes the JSON, so that other engines can serve it. compact: it writes only its "
@@ -293,7 +296,8 @@ class Recipe(Config):
     @property
     def hash(self) -> str:
         """Of all that decides the result: everything but where the run is kept, and what it may cost."""
-        kept = {k: v for k, v in self.resolved().items() if k != "output_dir"}
+        without = {"output_dir", "sweep", *(() if self.catalogue is not None else ("catalogue", "sources"))}
+        kept = {k: v for k, v in self.resolved().items() if k not in without}
         for group in (kept["train"], kept["comparison"], *kept["models"].values()):
             for name in NOT_DECIDING:
                 group.pop(name, None)

@@ -71,7 +71,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 PATHS = (
     ("data", "path"), ("catalogue", "path"), ("data", "validation_path"), ("data", "test_path"),
-    ("train", "adapt", "path"), ("train", "prices"), ("train", "rounds"), ("distill", "rows"), ("models", "*", "prices"),
+    ("train", "adapt", "path"), ("train", "prices"), ("train", "rounds"), ("distill", "rows"),
+    ("models", "*", "prices"),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -27,7 +28,18 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Sixteen hex digits of the SHA-256 of a file's bytes."""
+    """Sixteen hex digits of the SHA-256 of a file's bytes; of a folder, of its files' names and bytes.
+
+    A file that has not changed since is not read again by this process.
+    """
+    if path.is_dir():
+        return digest([[one.name, file_digest(one)] for one in sorted(path.iterdir()) if one.is_file()])
+    state = path.stat()
+    return _file_digest(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -47,14 +47,14 @@ def prepare(recipe: Recipe, task: Task, folder: Path, token_lengths: TokenLength
     Raises DataError; nothing is written then.
     """
     data = recipe.data
-    shares = _shares(data)
+    shares = shares_of(data)
     # 1. Rows -> examples, of every file that the recipe names.
     sources = _read_sources(data, task)
     rejected = [rejection for source in sources.values() for rejection in source.rejected]
     # 2. What does not fit the model.
     lengths = None
     if token_lengths:
-        lengths, too_long = _measure(sources, token_lengths, recipe)
+        lengths, too_long = measure_lengths(sources, token_lengths, recipe)
         rejected += too_long
     notes = check_labels(sources["train"].examples, task, data.min_examples_per_label, str(data.path))
     # 3. Clusters over all files together, then the split.
@@ -63,14 +63,14 @@ def prepare(recipe: Recipe, task: Task, folder: Path, token_lengths: TokenLength
     described = describe_duplicates(duplicates, everything)
     splits = split_by_cluster(sources["train"].examples, task, shares, recipe.seed, str(data.path))
     splits |= {name: source.examples for name, source in sources.items() if name != "train"}
-    removed = _remove_leaks(splits, sources)
+    removed = remove_leaks(splits, sources)
     rejected += removed
     splits = {name: splits[name] for name in SPLITS}
     _refuse_empty_split(data, splits, removed)
     # 4. The account.
     report: dict[str, Any] = {
         "version": REPORT_VERSION,
-        "sources": [_describe_source(name, _path(data, name), source) for name, source in sources.items()],
+        "sources": [describe_source(name, _path(data, name), source) for name, source in sources.items()],
         "rows": {
             "read": sum(source.num_read for source in sources.values()),
             "usable": sum(map(len, splits.values())),
@@ -81,16 +81,16 @@ def prepare(recipe: Recipe, task: Task, folder: Path, token_lengths: TokenLength
         "duplicates": described,
         "splits": {name: len(examples) for name, examples in splits.items()},
         "split_clusters": {name: len({e.cluster for e in examples}) for name, examples in splits.items()},
-        "leakage": _leakage(splits, task, data.near_duplicate_threshold, len(removed)),
+        "leakage": measure_leakage(splits, task, data.near_duplicate_threshold, len(removed)),
         "labels": label_table(splits, task),
         "lengths": lengths,
         "notes": notes,
     }
-    _write(folder, splits, rejected, report)
+    write_prepared(folder, splits, rejected, report)
     return Prepared(splits, report)
 
 
-def _shares(data: DataConfig) -> dict[str, float]:
+def shares_of(data: DataConfig) -> dict[str, float]:
     """Split name -> share, of the splits that come from data.path."""
     shares = {}
     if data.validation_path is None:
@@ -127,7 +127,7 @@ def _cluster(sources: Mapping[str, Examples], task: Task, threshold: float) -> D
     return duplicates
 
 
-def _remove_leaks(splits: dict[str, list[Example]], sources: Mapping[str, Examples]) -> list[Rejection]:
+def remove_leaks(splits: dict[str, list[Example]], sources: Mapping[str, Examples]) -> list[Rejection]:
     """Take out of train what is near-duplicate of validation or test, and of validation what is of test.
 
     Only files of their own can cause it; rows split from one file are split by cluster.
@@ -159,7 +159,9 @@ def _refuse_empty_split(
         raise DataError(f"{data.path}: the split {name_some(empty)} has no examples{cause} ({found}). {fix}")
 
 
-def _leakage(splits: Mapping[str, Sequence[Example]], task: Task, threshold: float, num_removed: int) -> dict[str, Any]:
+def measure_leakage(
+    splits: Mapping[str, Sequence[Example]], task: Task, threshold: float, num_removed: int
+) -> dict[str, Any]:
     """Similarity across the splits, measured again on what was split."""
     similar = across_splits(splits, task, threshold)
     pairs = sum(found.pairs for found in similar.values())
@@ -175,7 +177,7 @@ def _leakage(splits: Mapping[str, Sequence[Example]], task: Task, threshold: flo
 # -- length ------------------------------------------------------------------------------------
 
 
-def _measure(
+def measure_lengths(
     sources: Mapping[str, Examples], token_lengths: TokenLengths, recipe: Recipe
 ) -> tuple[dict[str, Any], list[Rejection]]:
     """Token lengths of all examples; what data.on_too_long: drop leaves out is taken from the sources."""
@@ -229,7 +231,7 @@ def _too_long(above: Sequence[tuple[str, Example, int]], limit: int, longest: in
 # -- files -------------------------------------------------------------------------------------
 
 
-def _describe_source(role: str, path: Path, source: Examples) -> dict[str, Any]:
+def describe_source(role: str, path: Path, source: Examples) -> dict[str, Any]:
     table = source.table
     return {
         "role": role,
@@ -244,7 +246,7 @@ def _describe_source(role: str, path: Path, source: Examples) -> dict[str, Any]:
     }
 
 
-def _write(
+def write_prepared(
     folder: Path, splits: Mapping[str, Sequence[Example]], rejected: Sequence[Rejection], report: Mapping[str, Any]
 ) -> None:
     """Every file whole or absent; report.json last, so that it stands only beside complete splits."""

@@ -14,15 +14,14 @@ from afina import pipeline
 from afina.core.config import Recipe
 from afina.core.predictor import Example, Inputs, Prediction, Predictor
 from afina.core.storage import digest, require_file
-from afina.core.strategy_config import ModelConfig
 from afina.core.task import Task
 from afina.data.prepare import Prepared
 from afina.providers.budget import BudgetError
-from afina.providers.client import find_provider
 from afina.runs import Run
-from afina.strategies.build import built_in_under, models_under
+from afina.strategies.build import Builder, built_in_under
 from afina.teaching import LabelSettings, label
 from afina.teaching.answers import Meter
+from afina.teaching.bill import bill_lines, bills, paid_models, spent_usd
 from afina.teaching.source import LabelRow, read_source
 from afina.training.hosted import Agree
 
@@ -51,8 +50,9 @@ def ask_teacher(opened: Run, prepared: Prepared, agree: Agree, account: dict[str
     further = _further_rows(recipe, opened.task, train, account)
     wanted = list(validation) if "reasoning" in recipe.distill.students else []
     builder = pipeline.strategy_builder(opened, prepared)
-    told = _price_lines(recipe, len(train) + len(further) + len(wanted))
-    teacher = _Agreed(builder.predictor(name), told, agree)
+    asked_about = [row.inputs for row in (*train, *further, *wanted)]
+    lines, likely = _price(opened, prepared, asked_about, builder)
+    teacher = _Agreed(builder.predictor(name), lines, likely, agree)
     asked = _Asked(opened, teacher, Meter(lambda: builder.spent_usd), account)
     taught = {e.id: e for e in asked.label("train", train)}
     answered = [_answered(e, taught[e.id]) for e in train if e.id in taught]
@@ -84,35 +84,34 @@ def _further_rows(recipe: Recipe, task: Task, train: Sequence[Example], account:
     return new
 
 
-def _price_lines(recipe: Recipe, num_rows: int) -> list[str]:
-    """What is told before models elsewhere are asked.
+def _price(
+    opened: Run, prepared: Prepared, asked_about: Sequence[Inputs], builder: Builder
+) -> tuple[list[str], float | None]:
+    """What is told before models elsewhere are asked, and about what they cost.
 
     Empty where all are on this machine, or comparison.max_cost_usd limits them: each answer is then reserved for
     before it is asked.
     """
-    name = recipe.distill.teacher
-    models = [recipe.models[model] for model in sorted(models_under(recipe, name) - {"base"})]
-    paid = [one for one in models if one.provider is not None and not _is_local(one)]
-    if not paid or recipe.comparison.max_cost_usd is not None:
-        return []
-    named = ", ".join(f"{one.model} at {one.provider}" for one in paid)
-    return [f"{name} labels {num_rows} rows with {named}; comparison.max_cost_usd sets no limit to what that costs"]
-
-
-def _is_local(model: ModelConfig) -> bool:
-    return find_provider(str(model.provider), model.api_key_env).is_local
+    recipe, name = opened.recipe, opened.recipe.distill.teacher
+    if not paid_models(recipe, [name]) or recipe.comparison.max_cost_usd is not None:
+        return [], None
+    validation = [example.inputs for example in prepared.splits["validation"]]
+    train = prepared.splits["train"]
+    found = bills(recipe, opened.task, [(name, asked_about)], validation, train, builder.predictor)
+    lines, likely = bill_lines(found, None, spent_usd(opened))
+    return [f"{name} labels {len(asked_about)} rows:", *lines], likely
 
 
 class _Agreed:
     """A teacher who is asked only when the price is agreed to; told once, before the first question."""
 
-    def __init__(self, teacher: Predictor, lines: Sequence[str], agree: Agree) -> None:
+    def __init__(self, teacher: Predictor, lines: Sequence[str], likely_usd: float | None, agree: Agree) -> None:
         self.name = teacher.name
-        self._teacher, self._lines, self._agree = teacher, lines, agree
+        self._teacher, self._lines, self._likely_usd, self._agree = teacher, lines, likely_usd, agree
 
     def predict(self, inputs: Sequence[Inputs]) -> list[Prediction]:
         if self._lines:
-            self._agree(self._lines, None)
+            self._agree(self._lines, self._likely_usd)
             self._lines = []
         return self._teacher.predict(inputs)
 

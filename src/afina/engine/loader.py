@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,8 +20,10 @@ from safetensors import safe_open
 from afina.core.errors import ModelError
 from afina.core.storage import read_json, write_json
 from afina.engine.hub import NANO, config_file, explain, local_code_only, online, quiet
+from afina.engine.stored import Quantisation as Quantisation
+from afina.engine.stored import compute_in, forget_reading, hold_others_in, keep_layout, num_values, stored_as
+from afina.engine.stored import stored_quantisation as stored_quantisation
 
-Quantisation = Literal["none", "4bit", "8bit"]
 BASE_FILE = "base.json"  # beside an adapter: the base it belongs to, and how that was held
 
 
@@ -84,16 +86,11 @@ class LoadedModel:
     @property
     def num_parameters(self) -> int:
         """Of base and adapter, quantised weights counted as what they stand for."""
-        return sum(_numel(p) for p in self.model.parameters())
+        return sum(num_values(p) for p in self.model.parameters())
 
     @property
     def num_trainable(self) -> int:
-        return sum(_numel(p) for p in self.model.parameters() if p.requires_grad)
-
-
-def _numel(parameter: torch.Tensor) -> int:
-    # bitsandbytes keeps two 4-bit values in each byte.
-    return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" and parameter.dtype == torch.uint8 else 1)
+        return sum(num_values(p) for p in self.model.parameters() if p.requires_grad)
 
 
 def default_device() -> str:
@@ -197,11 +194,11 @@ def load_spec(spec: BaseSpec, device: str | None = None, *, dequantize: bool = F
     if Path(source).is_dir():
         _check_weights(spec.name, Path(source))
     device = device or default_device()
-    stored = stored_quantisation(config)
+    stored = stored_as(config, spec)
     options: dict[str, Any] = {}
-    if stored != "none" or spec.quantisation != "none":
+    if stored.quantisation != "none" or spec.quantisation != "none":
         getLogger("bitsandbytes").setLevel(ERROR)  # it says at every 8-bit product that it casts
-    if stored == "none" and spec.quantisation != "none":
+    if stored.quantisation == "none" and spec.quantisation != "none":
         options["quantization_config"] = _bnb_config(spec)
     with quiet(), explain(spec.name):
         loader: Any = AutoModelForCausalLM
@@ -224,39 +221,18 @@ def load_spec(spec: BaseSpec, device: str | None = None, *, dequantize: bool = F
             f"{spec.name}: {len(missing)} weights are missing from its safetensors, {missing[0]} first. "
             "The checkpoint is incomplete, or belongs to another config.json. Download it again."
         )
-    if stored != "none":
-        spec = replace(spec, quantisation=stored)
+    if stored.quantisation != "none":
+        spec = replace(spec, **asdict(stored))
+        compute_in(model, getattr(torch, spec.bnb_compute_dtype))
+        hold_others_in(model, getattr(torch, spec.dtype))
+        forget_reading(model)
     dequantize = dequantize and spec.quantisation == "4bit"
     if dequantize:
         with quiet():
             model = model.dequantize(dtype=getattr(torch, spec.bnb_compute_dtype))
-    _keep_layout(model)
+    keep_layout(model)
     model.eval()
     return LoadedModel(model, tokenizer, spec, dequantized=dequantize)
-
-
-def _keep_layout(model: Any) -> None:
-    """Keep 4-bit weights as they were stored. On a CPU with AVX512_BF16 bitsandbytes 0.50 repacks them in place at
-    the first forward in evaluation mode: that asserts on layers whose output is no multiple of 32, and what reads
-    the weights afterwards (training, merging) would have to unpack them again."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-def stored_quantisation(config: Any) -> Quantisation:
-    """What a checkpoint's own configuration says. Raises ModelError for a method other than bitsandbytes."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return "none"
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
-    method = str(settings.get("quant_method", "bitsandbytes")).rsplit(".", 1)[-1].lower()
-    if "bitsandbytes" not in method:
-        raise ModelError(
-            f"{getattr(config, '_name_or_path', 'the model')}: is quantised with {method}, which cannot be trained "
-            "here. Use its unquantised or bitsandbytes (bnb-4bit) checkpoint."
-        )
-    return "4bit" if settings.get("load_in_4bit") else "8bit"
 
 
 def _bnb_config(spec: BaseSpec) -> Any:
@@ -352,12 +328,12 @@ def load_specialist(
     merged: add the adapter to the base's weights, where these are not held in few bits: half the products, and the
     rounding of one addition in the weights' type.
 
-    dtype: of unquantised weights; as in training when not given. 4-bit weights are written out once where they are
-    slow (on a CPU) and memory allows. Raises ModelError.
+    dtype: of unquantised weights, and of products with others; as in training when not given. 4-bit weights are written
+    out once where they are slow (on a CPU) and memory allows. Raises ModelError.
     """
     place, spec = weights_folder(folder), specialist_spec(folder)
     if dtype is not None:
-        spec = replace(spec, dtype=dtype)
+        spec = replace(spec, dtype=dtype, bnb_compute_dtype=dtype)
     if not (place / "adapter_config.json").exists():
         whole = replace(spec, name=str(place), revision=None, quantisation="none")
         return load_spec(whole, device)

@@ -48,6 +48,7 @@ class Renderer:
         *,
         show_schema: bool = False,
         answer_format: AnswerFormat = "json",
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if style == "chat" and not codec.tokenizer.chat_template:
             raise ModelError(
@@ -57,6 +58,7 @@ class Renderer:
         self.task, self.show_schema = task, show_schema
         self.style: Style = style
         self.answer_format: AnswerFormat = answer_format
+        self.no_repeat_ngram_size = no_repeat_ngram_size
         self.codec = codec
 
     @property
@@ -143,7 +145,8 @@ class Renderer:
         return walk_text(gold) if self.task.free_text else walk(part.schema, gold)
 
     def writer(self, part: Part, max_text_tokens: int, gold: Any = MISSING) -> Writer:
-        return Writer(self.codec, self.walk(part, gold), max_text_tokens, self.answer_format)
+        walk, size = self.walk(part, gold), self.no_repeat_ngram_size
+        return Writer(self.codec, walk, max_text_tokens, self.answer_format, no_repeat_ngram_size=size)
 
     def label_texts(self, labels: Sequence[Any]) -> list[str]:
         """What the model says for each label of an enum, from the point where it chooses."""

@@ -56,6 +56,7 @@ class Writer:
     """Writes one answer. `tokens` is what the model has said so far; `text` the answer, once it is complete.
 
     max_items: of arrays that are one open value and have no maxItems; None for no limit.
+    no_repeat_ngram_size: free text that is not given never has so many tokens in a row twice; 0 for no such rule.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Writer:
         answer_format: AnswerFormat = "json",
         *,
         max_items: int | None = MAX_ITEMS,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         self.codec = codec
+        self.no_repeat_ngram_size = no_repeat_ngram_size
         self.tokens: list[int] = []
         self.max_text_tokens, self.max_items = max_text_tokens, max_items
         self.answer_format: AnswerFormat = answer_format
@@ -128,7 +131,9 @@ class Writer:
         if isinstance(event, Choice):
             self._state = self._choice(event, stops)
         else:
-            self._state = _OpenState(self.codec, event, stops, self.max_text_tokens, self.max_items)
+            self._state = _OpenState(
+                self.codec, event, stops, self.max_text_tokens, self.max_items, self.no_repeat_ngram_size
+            )
 
     def _choice(self, event: Choice, stops: tuple[int, ...]) -> _ChoiceState:
         return _ChoiceState(self.codec, event, event.said(self.answer_format), stops)
@@ -225,8 +230,18 @@ class _OpenState:
     """Free text or a number, kept valid by llguidance; closed when its limit is reached."""
 
     def __init__(
-        self, codec: Codec, event: Open, stops: tuple[int, ...], max_tokens: int, max_items: int | None
+        self,
+        codec: Codec,
+        event: Open,
+        stops: tuple[int, ...],
+        max_tokens: int,
+        max_items: int | None,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
+        is_text = event.kind == "text" or event.schema.get("type") == "string"
+        self._ngram = no_repeat_ngram_size if is_text and event.gold is None else 0
+        self._following: dict[tuple[int, ...], set[int]] = {}  # n - 1 tokens -> those that came after them
+        self._tokens: list[int] = []
         self.codec, self.event, self.stops, self.max_tokens = codec, event, stops, max_tokens
         self._count = 0
         self._done = False
@@ -242,7 +257,7 @@ class _OpenState:
             if self._count >= self.max_tokens and self._gold is None:
                 self._done = True
                 return None
-            return Decision(self.event.path, allowed, True, self._gold_token(allowed))
+            return Decision(self.event.path, self._unrepeated(allowed), True, self._gold_token(allowed))
         if self._matcher.is_stopped():
             if self._matcher.is_error():
                 raise SchemaError(f"{self.event.path!r}: {self._matcher.get_error()}")
@@ -255,9 +270,25 @@ class _OpenState:
             if not len(allowed):
                 self._done = True
                 return None
-        return Decision(self.event.path, allowed, True, self._gold_token(allowed))
+        return Decision(self.event.path, self._unrepeated(allowed), True, self._gold_token(allowed))
+
+    def _unrepeated(self, allowed: np.ndarray) -> np.ndarray:
+        """Without what would say the same few tokens again, unless nothing else may follow."""
+        said = self._following.get(tuple(self._tokens[len(self._tokens) - self._ngram + 1 :])) if self._ngram else None
+        if not said or len(self._tokens) < self._ngram - 1:
+            return allowed
+        rest = np.setdiff1d(allowed, np.array(sorted(said), dtype=np.int64), assume_unique=True)
+        return rest if len(rest) else allowed
+
+    def _remember(self, token: int) -> None:
+        if self._ngram:
+            if len(self._tokens) >= self._ngram - 1:
+                before = tuple(self._tokens[len(self._tokens) - self._ngram + 1 :])
+                self._following.setdefault(before, set()).add(token)
+            self._tokens.append(token)
 
     def take(self, token: int) -> bool:
+        self._remember(token)
         if self._matcher is None:
             self._done = token == self.codec.eos
             self._count += 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from afina.evaluation.paired import LEVEL, SMALL_TEST, least_p
-from afina.evaluation.pareto import PRICES, QUALITY, front
+from afina.evaluation.pareto import PRICES, front, quality
 
 PRIORITIES = ("accuracy", "cost", "latency", "explanation")
 
@@ -22,8 +22,10 @@ Against = Callable[[int], list[dict[str, Any]]]
 """Position of a system -> its paired tests (a) against each other system (b), in order, with Holm's p."""
 
 
-def recommend(entries: Sequence[Entry], against: Against, priority: str, num_clusters: int) -> dict[str, Any]:
-    """The facts of a recommendation.
+def recommend(
+    entries: Sequence[Entry], against: Against, priority: str, num_clusters: int, metric: str
+) -> dict[str, Any]:
+    """The facts of a recommendation. metric: the quality that it goes by.
 
     choice: a system's name, or None. decided: the numbers separate it from every system that it was weighed against.
     best: the highest quality, among those that explain themselves where that is the priority. why: "clear" (best is
@@ -35,7 +37,7 @@ def recommend(entries: Sequence[Entry], against: Against, priority: str, num_clu
     assert priority in PRIORITIES, f"priority is {priority!r}"
     facts: dict[str, Any] = {
         "priority": priority,
-        "quality": QUALITY,
+        "quality": metric,
         "choice": None,
         "decided": False,
         "why": "alone",
@@ -51,9 +53,9 @@ def recommend(entries: Sequence[Entry], against: Against, priority: str, num_clu
         return facts
     if not able:
         return {**facts, "why": "no_reasoning"}
-    best = min(able, key=lambda i: (-entries[i][QUALITY], *_prices(entries[i]), i))
+    best = min(able, key=lambda i: (-quality(entries[i], metric), *_prices(entries[i]), i))
     facts["best"] = entries[best]["name"]
-    if entries[best][QUALITY] == 0:
+    if quality(entries[best], metric) == 0:
         return {**facts, "why": "nothing_right"}
     facts["tests"] = tests = against(best)
     if least_p(num_clusters) * len(tests) >= LEVEL:
@@ -61,7 +63,7 @@ def recommend(entries: Sequence[Entry], against: Against, priority: str, num_clu
     others = [i for i in range(len(entries)) if i != best]
     worse = {i for i, test in zip(others, tests, strict=True) if test["p_holm"] < LEVEL and test["difference"] > 0}
     equals = [i for i in able if i != best and i not in worse]
-    choice, cheaper = _choose(entries, [best, *equals], priority)
+    choice, cheaper = _choose(entries, [best, *equals], priority, metric)
     return {
         **facts,
         "choice": entries[choice]["name"],
@@ -76,7 +78,7 @@ def _prices(entry: Entry) -> tuple[float, float]:
     return entry[PRICES["cost"]], entry[PRICES["latency"]]
 
 
-def _choose(entries: Sequence[Entry], able: Sequence[int], priority: str) -> tuple[int, list[int]]:
+def _choose(entries: Sequence[Entry], able: Sequence[int], priority: str, metric: str) -> tuple[int, list[int]]:
     """The recommended among those that may be the best (the best first), and who is cheaper still.
 
     accuracy: the cheapest of them, the fastest where cost is equal. cost, latency: the same, on the Pareto front of
@@ -85,11 +87,11 @@ def _choose(entries: Sequence[Entry], able: Sequence[int], priority: str) -> tup
     if priority == "explanation":
         return able[0], []
     if priority == "accuracy":
-        return min(able, key=lambda i: (*_prices(entries[i]), -entries[i][QUALITY], i)), []
+        return min(able, key=lambda i: (*_prices(entries[i]), -quality(entries[i], metric), i)), []
     key = PRICES[priority]
-    on_front = front([e[QUALITY] for e in entries], [e[key] for e in entries])
+    on_front = front([quality(e, metric) for e in entries], [e[key] for e in entries])
     # Never empty: of the systems with the highest quality, none of which is worse, the cheapest is on the front.
     candidates = [i for i in able if i in on_front]
     second = PRICES["latency" if priority == "cost" else "cost"]
-    choice = min(candidates, key=lambda i: (entries[i][key], -entries[i][QUALITY], entries[i][second], i))
+    choice = min(candidates, key=lambda i: (entries[i][key], -quality(entries[i], metric), entries[i][second], i))
     return choice, [i for i in on_front if entries[i][key] < entries[choice][key]]

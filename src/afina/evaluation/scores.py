@@ -31,12 +31,16 @@ SHARES = ("accuracy", *OF_WHOLE)
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a unit as a function of sums. `columns`: where the unit's sums stand."""
+    """A metric of a unit as a function of sums. `columns`: where the unit's sums stand.
+
+    is_share: it is a share of answers, or a mean of values in [0, 1], so that 0 or 1 of few clusters is not certain.
+    """
 
     field: str
     metric: str
     columns: slice
     statistic: statistics.Statistic
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,12 @@ def score(
 ) -> Scores:
     """Values and resamples. seed: equal for all systems, so that all are seen on the same resamples."""
     sums = np.stack([_sums(run, cluster_of, num_clusters) for run in coded], axis=1)
+    return Scores(system, coded, sums, score_sums(sums, measures, seed))
+
+
+def score_sums(sums: np.ndarray, measures: Sequence[Measure], seed: int) -> tuple[Score, ...]:
+    """A score for each measure of summed columns (C, S, K)."""
+    num_clusters = len(sums)
     draws = statistics.bootstrap_sums(sums, np.random.default_rng(seed))
     found: list[Score] = []
     for measure in measures:
@@ -106,7 +116,7 @@ def score(
         value = float(by_seed.mean())
         left_out = over(statistics.jackknife_sums(part)) if num_clusters > 1 else np.array([value])
         found.append(Score(value, tuple(map(float, by_seed)), over(draws[..., measure.columns]), left_out))
-    return Scores(system, coded, sums, tuple(found))
+    return tuple(found)
 
 
 def _sums(coded: Sequence[Coded], cluster_of: np.ndarray, num_clusters: int) -> np.ndarray:
@@ -121,7 +131,7 @@ def _sums(coded: Sequence[Coded], cluster_of: np.ndarray, num_clusters: int) -> 
 
 def interval(measure: Measure, found: Score) -> list[float]:
     """The 95 % interval over clusters."""
-    if measure.metric in SHARES and found.value in (0.0, 1.0):
+    if (measure.is_share or measure.metric in SHARES) and found.value in (0.0, 1.0):
         return list(statistics.unanimous_interval(found.value, len(found.left_out)))
     return list(statistics.bca_interval(found.value, found.resampled, found.left_out))
 
@@ -141,20 +151,30 @@ def entry(
     fields: dict[str, dict[str, Any]] = {unit.name: {} for unit in units}
     whole: dict[str, Any] = {}
     for measure, found in zip(measures, scores.measured, strict=True):
-        place = whole if measure.metric in OF_WHOLE else fields[measure.field]
-        place |= {measure.metric: found.value, f"{measure.metric}_ci": interval(measure, found)}
-        if len(found.by_seed) > 1:
-            place.setdefault("by_seed", {})[measure.metric] = list(found.by_seed)
-            place.setdefault("seed_std", {})[measure.metric] = float(np.std(found.by_seed, ddof=1))
+        put(whole if measure.metric in OF_WHOLE else fields[measure.field], measure, found)
     for at, unit in enumerate(units):
         fields[unit.name] |= _details([run[at] for run in scores.coded])
+    return system_entry(task, system, {"fields": fields, **whole}, machine_usd_per_hour)
+
+
+def put(place: dict[str, Any], measure: Measure, found: Score) -> None:
+    """A measure's value, interval and, of several seeds, how it varies between them, under its name."""
+    place |= {measure.metric: found.value, f"{measure.metric}_ci": interval(measure, found)}
+    if len(found.by_seed) > 1:
+        place.setdefault("by_seed", {})[measure.metric] = list(found.by_seed)
+        place.setdefault("seed_std", {})[measure.metric] = float(np.std(found.by_seed, ddof=1))
+
+
+def system_entry(
+    task: Task, system: SystemRun, measured: dict[str, Any], machine_usd_per_hour: float | None
+) -> dict[str, Any]:
+    """A system's name, what was measured of its answers, and what they took."""
     known = {"seeds": list(system.seeds)} if system.seeds else {}
     return {
         "name": system.name,
         "strategy": system.strategy,
         "base_model": system.base_model,
-        "fields": fields,
-        **whole,
+        **measured,
         **known,
         **costs(system, task.output, machine_usd_per_hour),
         "train_seconds": float(system.train_seconds),

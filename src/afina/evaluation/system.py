@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from afina.core.predictor import Example, Prediction, Predictor
 
@@ -23,7 +24,8 @@ class SystemRun:
     train_seconds: of one training. latencies_s: wall seconds of single rows asked alone; empty where a row alone was
     not asked again. peak_memory_bytes: most memory of this process while it answered; None where it cannot be
     measured. seeds: that it was trained or asked with; empty where it has none. predictions: with the first of them.
-    repeats: with each of the further seeds, in their order.
+    repeats: with each of the further seeds, in their order. perplexity: of the gold texts under its model, as
+    `evaluation.perplexity` gives it (of the first seed); None where no model's probabilities are at hand.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SystemRun:
     latencies_s: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
     repeats: tuple[list[Prediction], ...] = ()
+    perplexity: Mapping[str, Any] | None = None
 
     @property
     def runs(self) -> tuple[list[Prediction], ...]:

@@ -20,20 +20,32 @@ FRIENDLY = {
     "tfidf": "TF-IDF",
     "zero-shot": "the base model zero-shot",
 }
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mae": "mean absolute error", "exact_match": "exact match"}
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mae": "mean absolute error",
+    "exact_match": "exact match",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+}
+OF_THE_ANSWER = ("exact_match", "chrf", "rouge_l")  # measures that need no field's name
+LOOPS, SILENT = 0.2, 0.05  # from here on, repetition and empty answers are told
 LOWER_IS_BETTER = {"mae"}
 
 
 def verdict(task: Task, report: Mapping[str, Any]) -> str:
     """Sentences, one a line: are the answers valid; where is the specialist better, worse, or not shown to differ.
 
+    Of free text: is anything said, does it go round in circles, and how likely each model finds the gold texts.
     report: `systems`, `tests`, `num_test` and `num_clusters` of report.json are read.
     """
     systems: Sequence[Mapping[str, Any]] = report["systems"]
     if not systems:
         return f"No system answered the test of {task.name}, so there is nothing to compare."
     specialists = [s for s in systems if s["strategy"] == SPECIALIST]
-    if len(systems) > FEW:
+    if task.free_text:
+        sentences = list[str]()
+    elif len(systems) > FEW:
         sentences = [_validity_of_all(systems)]
     else:
         sentences = [_validity(s, report["num_test"], len(systems) > 1) for s in specialists or systems]
@@ -52,6 +64,8 @@ def verdict(task: Task, report: Mapping[str, Any]) -> str:
     else:
         sentences += _by_measure(tests, friendly)
     sentences += _limits(tests, report["num_clusters"])
+    if task.free_text:
+        sentences += [*_likelihoods(systems), *_habits(systems)]
     return "\n".join(sentences)
 
 
@@ -66,6 +80,27 @@ def _validity_of_all(systems: Sequence[Mapping[str, Any]]) -> str:
     if not short:
         return f"All answers of all {len(systems)} systems are valid."
     return f"All answers are valid but those of {_listed(short)}."
+
+
+def _habits(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Empty answers, and answers that go round in circles, where they are many enough to matter."""
+    silent = [f"{s['name']} ({percent(s['text']['empty_share'])})" for s in systems if s["text"]["empty_share"]]
+    many = any(s["text"]["empty_share"] > SILENT for s in systems)
+    looping = [
+        f"{s['name']} ({percent(s['text']['repetition'])})" for s in systems if (s["text"]["repetition"] or 0.0) > LOOPS
+    ]
+    sentences = [f"{'Many answers are empty' if many else 'Empty answers'}: {_listed(silent)}."] if silent else []
+    if looping:
+        sentences.append(f"Goes round in circles (share of 4-word runs that the answer had said): {_listed(looping)}.")
+    return sentences
+
+
+def _likelihoods(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = [(s["name"], s["perplexity"]["bits_per_byte"]) for s in systems if s.get("perplexity")]
+    if not known:
+        return []
+    told = [f"{name} {bits:.2f}" for name, bits in known]
+    return [f"Bits per byte of the gold texts under the model (less is better): {_listed(told)}."]
 
 
 def percent(share: float) -> str:
@@ -104,7 +139,7 @@ def _by_measure(tests: Sequence[Mapping[str, Any]], friendly: Mapping[str, str])
     many: Sequence[str | None] = alone if len(alone) < len({test["b"] for test in tests}) else [None]
     for field, metric in dict.fromkeys((test["field"], test["metric"]) for test in tests):
         found = [t for t in tests if (t["field"], t["metric"]) == (field, metric)]
-        where = METRICS[metric] if metric == "exact_match" else f"{METRICS[metric]} of {field}"
+        where = METRICS[metric] if metric in OF_THE_ANSWER else f"{METRICS[metric]} of {field}"
         for first in many:
             told = [t for t in found if first in (None, t["a"])]
             sentences.append(f"{where[0].upper()}{where[1:]}: {_outcomes(told, first, friendly)}.")
@@ -142,11 +177,15 @@ def _gain(test: Mapping[str, Any]) -> float:
 
 
 def _places(tests: Sequence[Mapping[str, Any]], describe: Any) -> str:
-    """Fields in order, each with its metrics: "polaridade (...; ...) and emocao (...)"."""
+    """Fields in order, each with its metrics: "polaridade (...; ...) and emocao (...)"; of free text the metrics."""
     fields: dict[str, list[str]] = {}
     for test in tests:
-        name = "the whole answer" if test["metric"] == "exact_match" else test["field"]
-        fields.setdefault(name, []).append(describe(test))
+        if test["metric"] in ("chrf", "rouge_l"):
+            name, told = METRICS[test["metric"]], describe(test).removeprefix(METRICS[test["metric"]] + " ")
+        else:
+            name = "the whole answer" if test["metric"] == "exact_match" else test["field"]
+            told = describe(test)
+        fields.setdefault(name, []).append(told)
     return _listed([f"{name} ({'; '.join(found)})" for name, found in fields.items()])
 
 

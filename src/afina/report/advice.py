@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afina.evaluation.pareto import PRICES, measured
 from afina.report.run_folder import finite
 from afina.report.words import Language
-
-PRICES = {"cost": "cost_per_1000_usd", "latency": "latency_p50_s"}
 
 
 def advice_lines(report: Mapping[str, Any], words: Language) -> list[str]:
@@ -22,7 +21,8 @@ def advice_lines(report: Mapping[str, Any], words: Language) -> list[str]:
         return []
     said = _Said(report, facts, words)
     why = facts["why"]
-    priority, metric = words(f"for_{facts['priority']}"), words(facts["quality"])
+    by_text = "_text" if facts["quality"] == "chrf" and facts["priority"] == "accuracy" else ""
+    priority, metric = words(f"for_{facts['priority']}{by_text}"), words(facts["quality"])
     if facts["choice"] is None:
         described = said.described(facts["best"]) if facts["best"] else ""
         return [words(f"advice_{why}", priority=priority, metric=metric, described=described, n=facts["num_clusters"])]
@@ -54,8 +54,8 @@ class _Said:
             "described",
             name=name,
             metric=self.metric,
-            value=self.words.number(system[quality]),
-            interval=self.words.interval(system.get(f"{quality}_ci")),
+            value=self.words.number(measured(system, quality)[quality]),
+            interval=self.words.interval(measured(system, quality).get(f"{quality}_ci")),
             cost=self.words.money(system["cost_per_1000_usd"]),
             latency=self.words.duration(system["latency_p50_s"]),
         )
@@ -115,8 +115,8 @@ class _Said:
         if not silent:
             return []
         quality = self.facts["quality"]
-        top = max(silent, key=lambda system: system[quality])
-        value = self.words.number(top[quality])
+        top = max(silent, key=lambda system: measured(system, quality)[quality])
+        value = self.words.number(measured(top, quality)[quality])
         return [self.words("advice_explains", name=top["name"], value=value, **self._gap(self.tests[top["name"]]))]
 
     def cheaper(self) -> list[str]:

@@ -18,6 +18,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from afina.core.storage import read_json, write_text
 from afina.report.run_folder import RunFiles, finite, read_run
+from afina.report.texts import is_text, text_cell
 from afina.report.words import Language
 
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -53,9 +54,13 @@ def write_card(run_dir: Path, specialist_dir: Path, languages: Sequence[str] = (
         specialist=run.specialist,
         base_model=base_name(run.specialist.get("base_model")),
         is_adapter=is_adapter,
+        is_text=is_text(run),
+        cell=lambda system, metric: text_cell(system, metric, words),
         instruction=task.get("instruction"),
         inputs=list(task.get("inputs") or {}),
-        schema=json.dumps(task["output"], ensure_ascii=False, indent=2) if "output" in task else None,
+        schema=json.dumps(task["output"], ensure_ascii=False, indent=2)
+        if "output" in task and not is_text(run)
+        else None,
         data=run.data,
         unmeasured=unmeasured(run),
     )
@@ -77,6 +82,7 @@ def front_matter(run: RunFiles, is_adapter: bool, languages: Sequence[str], lice
     scored = {metric for field in run.specialist["fields"].values() for metric in field if finite(field[metric])}
     metrics = [hub for ours, hub in (("accuracy", "accuracy"), ("macro_f1", "f1")) if ours in scored]
     metrics += ["exact_match"] if finite(run.specialist.get("exact_match")) else []
+    metrics += ["chrf", "rouge"] if is_text(run) else []
     front: dict[str, Any] = {
         "language": list(languages) or None,
         "license": license_id,
@@ -85,7 +91,7 @@ def front_matter(run: RunFiles, is_adapter: bool, languages: Sequence[str], lice
         "base_model_relation": ("adapter" if is_adapter else "finetune") if base and name == base else None,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["afina", "structured-output", *(["lora"] if is_adapter else [])],
+        "tags": ["afina", *([] if is_text(run) else ["structured-output"]), *(["lora"] if is_adapter else [])],
         "metrics": metrics or None,
     }
     return {key: value for key, value in front.items() if value is not None}
@@ -98,10 +104,12 @@ def unmeasured(run: RunFiles) -> list[str]:
         "Another training run: one was trained and tested. The intervals hold for other test items, not for another "
         "seed.",
         "Texts of another source, time or dialect than the table's.",
-        "Whether the labels are right, and whether mistakes fall more on some people or topics than on others.",
+        "Whether the texts are true: likeness to the gold text is no proof of it."
+        if is_text(run)
+        else "Whether the labels are right, and whether mistakes fall more on some people or topics than on others.",
         "Texts written to mislead it.",
     ]
-    if not any(finite(field.get("ece")) for field in fields):
+    if not is_text(run) and not any(finite(field.get("ece")) for field in fields):
         found.append("Calibration: no field has confidences that were scored.")
     if not any(finite(system.get("cost_usd")) and system["cost_usd"] > 0 for system in run.systems):
         found.append("Money: no system here was paid by the call; electricity and hardware are not counted.")

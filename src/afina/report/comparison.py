@@ -8,33 +8,36 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
-
+from afina.evaluation.pareto import measured
 from afina.report import plots
+from afina.report.figure import Figure
 from afina.report.plots_comparison import Curve, Gap, Point, forest, learning_curve, scatter
 from afina.report.run_folder import RunFiles, finite, outcome
 from afina.report.words import WORDS, Language
 
 FLOOR_S = 0.001  # times below are drawn at this value: nobody waits for them
 FEW_PAIRS = 4  # from here on, verdict and tests are told measure by measure
+QUALITY_AXES = {
+    "mean_accuracy": "quality_axis_mean",
+    "chrf": "quality_axis_chrf",
+    "rouge_l": "quality_axis_rouge_l",
+}
 LABEL_ROOM = 0.06  # of the quality axis, above and below the points
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with what every plot needs beside it."""
-
-    title: str
-    body: Markup
-    note: str = ""
 
 
 def metric_name(words: Language, metric: str) -> str:
     """A metric as the language calls it; one that is not known, as the report does."""
     return words(metric) if metric in WORDS else metric
+
+
+def place_name(words: Language, field: str | None, metric: str) -> str:
+    """Where a measure was taken: a field, the whole answer, the whole text."""
+    if metric in ("chrf", "rouge_l"):
+        return words("whole_text")
+    return words("whole_answer") if metric == "exact_match" or not field else field
 
 
 def num_pairs(run: RunFiles) -> int:
@@ -82,7 +85,7 @@ def forest_figures(run: RunFiles, words: Language) -> Iterator[Figure]:
             continue
         ends = [0.0] + [bound for row in rows for bound in (row.interval or (row.value,))]
         axis = plots.nice_axis(min(ends), max(ends), words("forest_axis", n=words.count(_n(run))), words.short, 4)
-        where = words("whole_answer") if metric == "exact_match" else field
+        where = place_name(words, field, metric)
         difference = words("minus_each" if rival == "b" else "each_minus", reference=reference)
         name = metric_name(words, metric)
         yield Figure(words("forest_title", field=where, metric=name, difference=difference), forest(rows, axis))
@@ -115,32 +118,34 @@ def has_cost(run: RunFiles) -> bool:
 
 
 def _pareto_figure(run: RunFiles, words: Language, metric: str, price: str, front: Sequence[str]) -> Figure:
-    systems = [s for s in run.systems if finite(s.get(metric))]
+    systems = [s for s in run.systems if finite(measured(s, metric).get(metric))]
+    heights = [measured(s, metric)[metric] for s in systems]
     if price == "cost":
         prices, show = [s["cost_per_1000_usd"] for s in systems], words.money
     else:
         prices, show = [max(FLOOR_S, s["latency_p50_s"]) for s in systems], words.duration
-    bounds = [s.get(f"{metric}_ci") for s in systems]
-    ends = [v for s, ci in zip(systems, bounds, strict=True) for v in (ci or [s[metric]])]
+    bounds = [measured(s, metric).get(f"{metric}_ci") for s in systems]
+    ends = [v for height, ci in zip(heights, bounds, strict=True) for v in (ci or [height])]
     points = [
         Point(
             system["name"],
             x,
-            system[metric],
+            height,
             tuple(ci) if words.interval(ci) else None,  # type: ignore[arg-type]
             "front" if system["name"] in front else "beaten",
-            f"{words.number(system[metric])} · {words('at_most', value=show(x)) if _is_floor(price, x) else show(x)}",
+            f"{words.number(height)} · {words('at_most', value=show(x)) if _is_floor(price, x) else show(x)}",
             system is run.specialist,
             system["name"] == (run.report.get("recommendation") or {}).get("choice"),
         )
-        for system, x, ci in zip(systems, prices, bounds, strict=True)
+        for system, x, height, ci in zip(systems, prices, heights, bounds, strict=True)
     ]
     x_axis = plots.price_axis(prices, "", lambda v: _tick(words, price, v))
     label = words(f"{price}_axis{'_log' if x_axis.log else ''}")
     x_axis = replace(x_axis, label=label)
     name = metric_name(words, metric)
-    y_label = words("quality_axis" if metric == "exact_match" else "quality_axis_mean", metric=name)
-    y_axis = plots.nice_axis(max(0.0, min(ends) - LABEL_ROOM), min(1.0, max(ends)), y_label, words.short)
+    y_label = words(QUALITY_AXES.get(metric, "quality_axis"), metric=name)
+    top = 100.0 if metric == "chrf" else 1.0
+    y_axis = plots.nice_axis(max(0.0, min(ends) - LABEL_ROOM * top), min(top, max(ends)), y_label, words.short)
     return Figure(words(f"pareto_{price}", metric=name), scatter(points, x_axis, y_axis), f"n = {words.count(_n(run))}")
 
 
@@ -207,7 +212,7 @@ def verdict_by_measure(run: RunFiles, words: Language) -> list[str]:
             for kind, names in said.items()
             if names
         ]
-        where = words("whole_answer") if metric == "exact_match" else field
+        where = place_name(words, field, metric)
         lines.append(f"{where}, {metric_name(words, metric)}: {'; '.join(clauses)}.")
     return lines
 

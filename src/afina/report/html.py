@@ -22,18 +22,34 @@ from afina.report import plots
 from afina.report.advice import advice_lines
 from afina.report.comparison import (
     FEW_PAIRS,
-    Figure,
     curve_figure,
     forest_figures,
     has_cost,
     metric_name,
     num_pairs,
     pareto_figures,
+    place_name,
     seeds_of,
     spread_text,
     verdict_by_measure,
 )
+from afina.report.figure import Figure
 from afina.report.run_folder import RunFiles, finite, outcome, read_run
+from afina.report.texts import (
+    ABSENT,
+    CITATIONS,
+    is_text,
+    language_bars,
+    quality_of,
+    samples,
+    section_cell,
+    share_rows,
+    text_bars,
+    text_cell,
+    text_columns,
+    text_notes,
+    values,
+)
 from afina.report.trails import flat, steps_of, trails
 from afina.report.words import MISSING, Language
 
@@ -74,12 +90,13 @@ def render(run: RunFiles, words: Language) -> str:
         specialist=run.specialist,
         verdict=verdict_lines(run, words),
         advice=advice_lines(run.report, words),
-        columns=columns(run),
+        is_text=is_text(run),
+        columns=text_columns(run) if is_text(run) else columns(run),
         few_systems=FEW_PAIRS,
         support=lambda name: _support(run, name),
-        bars=list(comparison_bars(run, words)),
-        has_seeds=any(seeds_of(system, "exact_match") for system in run.systems),
-        num_seeds=words.join([str(n) for n in sorted({len(seeds_of(s, "exact_match")) for s in run.systems} - {0})]),
+        bars=list(text_bars(run, words) if is_text(run) else comparison_bars(run, words)),
+        has_seeds=bool(_seed_counts(run)),
+        num_seeds=words.join([str(n) for n in _seed_counts(run)]),
         spread=lambda values, metric: spread_text(values, metric, words),
         forests=list(forest_figures(run, words)),
         fold_tests=len(run.report.get("tests") or []) > FEW_TESTS,
@@ -93,10 +110,35 @@ def render(run: RunFiles, words: Language) -> str:
         lengths=lengths(run, words),
         examples=examples(run, words),
         first_shown=FIRST_SHOWN,
+        **_text_parts(run, words),
         memory=memory(run, words),
         recipe_text=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100) if run.recipe else None,
         environment=[(name, list(flat(part))) for name, part in (run.environment or {}).items()],
     )
+
+
+def _text_parts(run: RunFiles, words: Language) -> dict[str, Any]:
+    """What only free text and catalogues have."""
+    report = run.report
+    return {
+        "samples": samples(run),
+        "values": values,
+        "cell": lambda system, metric: text_cell(system, metric, words),
+        "section_cell": lambda section, key: section_cell(section, key, words),
+        "citation_rows": share_rows(report.get("citations") or {}, CITATIONS, words),
+        "absent_rows": share_rows(report.get("absent") or {}, ABSENT, words),
+        "languages": language_bars(run, words),
+        "place": partial(place_name, words),
+    }
+
+
+def _seed_counts(run: RunFiles) -> list[int]:
+    """How many seeds systems have, each number once; none where every system has one run."""
+    found: set[int] = set()
+    for system in run.systems:
+        metric, place = quality_of(run, system)
+        found.add(len(seeds_of(place, metric)))
+    return sorted(found - {0})
 
 
 def as_text(value: Any) -> str:
@@ -115,19 +157,21 @@ def verdict_lines(run: RunFiles, words: Language) -> list[str]:
     """The verdict, one sentence a line: the run's own in English, rebuilt from the tests in other languages."""
     if words.code == "en" or not run.report.get("tests"):
         return [line for line in str(run.report.get("verdict", "")).splitlines() if line.strip()]
+    notes = text_notes(run, words) if is_text(run) else []
     if num_pairs(run) >= FEW_PAIRS and (lines := verdict_by_measure(run, words)):
-        return lines
+        return [*lines, *notes]
     said: dict[tuple[str, str], dict[str, list[str]]] = {}
     for test in run.report["tests"]:
         fields = said.setdefault((test["a"], test["b"]), {"better": [], "worse": [], "none": []})
         metric = metric_name(words, test["metric"])
         p = words.p_value(test.get("p_holm", test.get("p")))
-        where = f"{test['field']}, {metric}" if test.get("field") else metric
+        where = f"{test['field']}, {metric}" if test.get("field") and not is_text(run) else metric
         fields[outcome(test)].append(f"{where} ({words.signed(test['difference'], 2)}; {words('p_holm')} {p})")
-    return [
+    lines = [
         f"{a}: " + "; ".join(words(f"says_{kind}", b=b, fields=words.join(f)) for kind, f in fields.items() if f) + "."
         for (a, b), fields in said.items()
     ]
+    return [*lines, *notes]
 
 
 def columns(run: RunFiles) -> dict[str, list[str]]:

@@ -106,6 +106,7 @@ def count_axis(values: Sequence[float], label: str, format: Format) -> Axis:
 
 
 ZERO_AT, AFTER_ZERO = 4.0, 12.0  # percent of a logarithmic axis with a zero
+LAST_AT = 96.0  # percent of an axis; ticks beyond it are kept on a narrow page
 UNIT_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -267,7 +268,12 @@ def grid_of(x: Axis, y: Axis) -> Markup:
 
 
 def x_ticks(axis: Axis) -> Markup:
-    ticks = (Markup('<span style="left:{}%">{}</span>').format(axis.percent(t), axis.format(t)) for t in axis.ticks)
+    ticks = (
+        Markup('<span{} style="left:{}%">{}</span>').format(
+            Markup(' class="last"') if axis.percent(t) > LAST_AT else "", axis.percent(t), axis.format(t)
+        )
+        for t in axis.ticks
+    )
     return (
         Markup('<div class="x-ticks" aria-hidden="true">{}</div>').format(Markup("").join(ticks))
         if axis.ticks

@@ -13,6 +13,7 @@ from afina.core.errors import AfinaError
 from afina.core.progress import seconds, size
 from afina.report.run_folder import finite
 from afina.report.words_comparison import COMPARISON
+from afina.report.words_text import TEXTS
 
 LANGUAGES = {"en": "en", "pt": "pt-BR"}  # ours -> the lang attribute
 MISSING = "–"
@@ -272,6 +273,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Feito pelo Afina a partir dos arquivos desta pasta. A página não precisa de rede.",
     ),
     **COMPARISON,
+    **TEXTS,
 }
 
 

@@ -7,6 +7,7 @@ COMPARISON: dict[str, tuple[str, str]] = {
     # recommendation
     "recommendation": ("Recommendation", "Recomendação"),
     "for_accuracy": ("For accuracy", "Para acurácia"),
+    "for_accuracy_text": ("For quality", "Para qualidade"),
     "for_cost": ("For cost", "Para custo"),
     "for_latency": ("For latency", "Para latência"),
     "for_explanation": ("For explanation", "Para explicação"),
@@ -26,10 +27,8 @@ COMPARISON: dict[str, tuple[str, str]] = {
         "cot ou negotiate, ou um aluno treinado com raciocínio, explicaria.",
     ),
     "advice_nothing_right": (
-        "{priority}: no recommendation. No system got a whole answer right, so {metric} cannot rank them; look at the "
-        "single fields.",
-        "{priority}: sem recomendação. Nenhum sistema acertou uma resposta inteira, então {metric} não os ordena; veja "
-        "os campos um a um.",
+        "{priority}: no recommendation. Every system's {metric} is 0, so it cannot rank them.",
+        "{priority}: sem recomendação. Para todos os sistemas o valor de {metric} é 0, então não os ordena.",
     ),
     "advice_too_small": (
         "{priority}: no recommendation, for this test cannot decide. {described} has the highest {metric}, but with "

@@ -22,15 +22,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from afina.server import files, health
+from afina.server import ask, files, health
 from afina.server.batch_worker import start_batches
 from afina.server.config import ServerConfig
 from afina.server.context import Context
 from afina.server.errors import ApiError
 from afina.server.gate import Door, Envelope, Intake, Turnstile, answer, unknown_url
-from afina.server.keys import Keys
 from afina.server.limits import Limits
 from afina.server.metrics import Meter
+from afina.server.page import api as page_api
+from afina.server.page.files import PageFiles
+from afina.server.page.keys import PageKeys
+from afina.server.page.runs import RunShelf
 from afina.server.places import Places
 from afina.server.pool import ModelPool
 from afina.server.refusals import refusal, unparsable
@@ -49,19 +52,23 @@ NO_TELEMETRY = {
 def create_app(config: ServerConfig, *, preset_key: str | None = None, log_requests: bool = False) -> FastAPI:
     """preset_key: AFINA_API_KEY. While the application lives, `app.state.context` is its Context and
     `app.state.first_key` the key that was made because there was none, else None; `app.state.failure` is why it could
-    not start."""
+    not start. Raises AfinaError for a run folder that is none."""
+    names = {*config.models, *config.short_names}
+    shelf = RunShelf.open(config.runs, taken=names, most_waiting=config.max_waiting)
     meter = Meter(Limits(config.requests_per_minute, config.tokens_per_minute))
     app = FastAPI(
         title="Afina",
-        lifespan=_lifespan(config, meter, preset_key),
+        lifespan=_lifespan(config, meter, preset_key, shelf),
         openapi_url=None,  # its pages would load scripts from elsewhere
         redirect_slashes=False,
         telemetry=cast(Any, NO_TELEMETRY),
     )
     app.state.context = app.state.first_key = app.state.failure = None
+    app.state.shelf = shelf
     for name in ROUTES:
         app.include_router(import_module(f"afina.server.{name}").router, prefix="/v1")
-    app.include_router(health.router)
+    for router in (page_api.router, ask.router, health.router):
+        app.include_router(router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _refused_by_framework)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -70,12 +77,13 @@ def create_app(config: ServerConfig, *, preset_key: str | None = None, log_reque
     app.add_middleware(cast(Any, Intake), config=config)
     app.add_middleware(cast(Any, Turnstile), limits=meter.limits)
     app.add_middleware(cast(Any, Door), keys=lambda: app.state.context.keys)
+    app.add_middleware(cast(Any, PageFiles), tickets=shelf.tickets)
     app.add_middleware(cast(Any, Envelope), meter=meter, organisation=config.organisation, log_requests=log_requests)
     return app
 
 
 def _lifespan(
-    config: ServerConfig, meter: Meter, preset_key: str | None
+    config: ServerConfig, meter: Meter, preset_key: str | None, shelf: RunShelf
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -83,6 +91,7 @@ def _lifespan(
             with contextlib.ExitStack() as stack:
                 try:
                     context, app.state.first_key = _open(config, meter, preset_key, stack)
+                    stack.callback(shelf.close)
                 except Exception as error:
                     app.state.failure = error
                     raise
@@ -113,7 +122,7 @@ def _open(
     store = Store(config.url_of_database(places.database))
     stack.callback(store.close)
     files.recover(store, places)
-    keys = Keys(store)
+    keys = PageKeys(store)
     first_key = keys.first_key(preset_key)
     pool = ModelPool(config, store, places)
     stack.callback(pool.close)

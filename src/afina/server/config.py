@@ -75,6 +75,7 @@ class ServerConfig(Config):
     organisation: str = Field(default="afina", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="In ft: names.")
     base_model: str = Field(default=NANO, min_length=1, description="What OpenAI's names stand for.")
     aliases: dict[str, Alias] = Field(default={}, description="Names besides those, or instead of them.")
+    runs: list[Path] = Field(default=[], description="Run folders that the page shows and asks.")
 
     jobs_at_once: int = Field(default=1, ge=1)
     max_rows: int = Field(default=32, ge=1, le=1024, description="Answers of one model written together.")
@@ -144,7 +145,7 @@ class ServerConfig(Config):
 
 
 # What the environment may say, besides AFINA_API_KEY (keys.py): one variable for every plain setting.
-VARIABLES = {f"AFINA_{name.upper()}": name for name in ServerConfig.model_fields if name != "aliases"}
+VARIABLES = {f"AFINA_{name.upper()}": name for name in ServerConfig.model_fields if name not in ("aliases", "runs")}
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], **options: Any) -> ServerConfig:
@@ -186,7 +187,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _rebased(raw: dict[Any, Any], folder: Path) -> dict[Any, Any]:
-    """Paths in the file are relative to it: the data folder, and base models that begin with a dot."""
+    """Paths in the file are relative to it: the data folder, runs, and base models that begin with a dot."""
 
     def model(value: Any) -> Any:
         return str(folder / value) if isinstance(value, str) and value.startswith(("./", "../")) else value
@@ -194,6 +195,8 @@ def _rebased(raw: dict[Any, Any], folder: Path) -> dict[Any, Any]:
     done = dict(raw)
     if isinstance(done.get("data_dir"), str) and not done["data_dir"].startswith("~"):
         done["data_dir"] = str(folder / done["data_dir"])
+    if isinstance(done.get("runs"), list):
+        done["runs"] = [path if str(path).startswith("~") else str(folder / str(path)) for path in done["runs"]]
     done["base_model"] = model(done.get("base_model"))
     if isinstance(done.get("aliases"), dict):
         done["aliases"] = {

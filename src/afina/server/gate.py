@@ -42,7 +42,12 @@ from afina.server.upload import MOST_HEADER_BYTES, MOST_PARTS, disk_error
 
 log = logging.getLogger("afina.server")
 UPLOADS = "/v1/files"
-INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+INFERENCE = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"),
+        *("/afina/api/ask", "/afina/api/predict"),
+    }
+)
 OPEN = frozenset({"/health"})
 METRICS = "/metrics"
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")

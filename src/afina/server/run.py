@@ -138,7 +138,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _announce(config: ServerConfig, app: FastAPI, port: int, preset_key: str | None) -> None:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}/v1"
+    root = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+    url = f"{root}/v1"
     folder = app.state.context.places.root
     key: str | None = app.state.first_key
     lines = [f"Afina serves {url} (data in {folder}). Ctrl-C stops it."]
@@ -146,6 +147,9 @@ def _announce(config: ServerConfig, app: FastAPI, port: int, preset_key: str | N
         lines.append(f"API key, shown this once: {key}")
     elif preset_key is None:
         lines.append("API key: made at an earlier start; `afina keys create` makes another.")
+    # A key in the fragment stays in the browser. Where nobody watches, as in a service's log, none is written.
+    for_page: str | None = key or (app.state.context.keys.page_key if sys.stdout.isatty() else None)
+    lines.append(f"Page: {root}/{f'#key={for_page}' if for_page else ''}")
     lines += ["", *(f"    {line}" for line in snippet(url, key, preset_key is not None)), ""]
     print("\n".join(lines), flush=True)
 

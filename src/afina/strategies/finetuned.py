@@ -52,6 +52,7 @@ class Manifest:
     answer_format: AnswerFormat = "json"
     draft: bool = True
     reuse_prefix: bool = True
+    no_repeat_ngram_size: int = 0
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
@@ -128,6 +129,7 @@ class Specialist:
             answer_format=manifest.answer_format,
             drafter=AnswerDrafter.load(folder) if (manifest.draft if draft is None else draft) else None,
             reuse_prefix=manifest.reuse_prefix if reuse_prefix is None else reuse_prefix,
+            no_repeat_ngram_size=manifest.no_repeat_ngram_size,
         )
         if predictor.renderer.fingerprint != manifest.fingerprint:
             raise ModelError(

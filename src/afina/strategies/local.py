@@ -56,11 +56,19 @@ class LocalPredictor:
         max_text_tokens: int = 256,
         max_length: int | None = None,
         answer_format: AnswerFormat = "json",
+        no_repeat_ngram_size: int = 0,
         drafter: Drafter | None = None,
         reuse_prefix: bool = True,
     ) -> None:
         self.name, self.model, self.task = name, model, task
-        self.renderer = Renderer(task, Codec(tokenizer), style, show_schema=show_schema, answer_format=answer_format)
+        self.renderer = Renderer(
+            task,
+            Codec(tokenizer),
+            style,
+            show_schema=show_schema,
+            answer_format=answer_format,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+        )
         self.temperature = dict(temperature or {})
         self.batch_size, self.max_text_tokens = batch_size, max_text_tokens
         context = int(getattr(model.config, "max_position_embeddings", None) or 2048)

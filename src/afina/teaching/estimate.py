@@ -112,15 +112,15 @@ def estimate(
     requests = prompt_tokens = 0
     likely_usd = most_usd = 0.0
     for use in found:
-        read, written = _tokens(recipe, task, use, rows, train, count, strategy)
+        read, written = tokens_of(recipe, task, use, rows, train, count, strategy)
         number = len(rows) * len(task.parts)
         requests += round(use.likely * number)
         prompt_tokens += round(use.likely * number * read)
         price, config = prices[use.model], recipe.models[use.model]
         if price is None:
             continue
-        likely_usd += _usd(price, use.likely * number, read, written, batch=config.batch)
-        most_usd += _usd(price, use.most * number, read * MARGIN, config.max_tokens, batch=False)
+        likely_usd += usd_of(price, use.likely * number, read, written, batch=config.batch)
+        most_usd += usd_of(price, use.most * number, read * MARGIN, config.max_tokens, batch=False)
     unpriced = tuple(sorted({use.model for use in found if prices[use.model] is None}))
     varies = any(use.fewest != use.most for use in found)
     known = [price for name in {use.model for use in found} if (price := prices[name]) is not None]
@@ -136,11 +136,11 @@ def estimate(
     )
 
 
-def _usd(price: Price, requests: float, read: float, written: float, *, batch: bool) -> float:
+def usd_of(price: Price, requests: float, read: float, written: float, *, batch: bool) -> float:
     return price.answers_usd(round(requests * read), round(requests * written), batch=batch) or 0.0
 
 
-def _tokens(
+def tokens_of(
     recipe: Recipe,
     task: Task,
     use: Use,

@@ -1,7 +1,7 @@
 """A name of the recipe's strategies, or a built-in, becomes a teacher that can be asked.
 
 Comes in: a recipe, a teacher's name, where the labels will be. Goes out: the predictor, its prices, the recipe's test
-rows. The run folder is read where it is, and written only where the teacher needs the run's own specialist.
+rows. The run folder is read where it is; written are only paid answers, and what the run's own specialist needs.
 """
 
 from __future__ import annotations
@@ -81,14 +81,16 @@ def open_school(
 ) -> Generator[School]:
     """Read the recipe's rows and open the models that the teacher asks; nothing is asked yet.
 
-    prepare, built_in: of a recipe whose base model is at a provider. Raises AfinaError: data, a model, a key.
+    prepare, built_in: of a recipe whose base model is at a provider. Paid answers are kept in the recipe's run folder,
+    where `distill` and `compare` keep theirs: the same question is paid once, whoever asks it.
+    Raises AfinaError: data, a model, a key.
     """
     task = load_task(recipe.task)
     prepare = prepare or (lambda run: pipeline.prepare(run, quiet=True))
     with tempfile.TemporaryDirectory() as folder:
         opened = _open(recipe, task, teacher, Path(folder))
         prepared = _prepared(opened, output, prepare)
-        answers = output.with_suffix(".answers.sqlite")
+        answers = recipe.run_dir / pipeline.ANSWERS
         builder = open_teachers(opened, prepared, answers, cap_usd, built_in)
         prices: dict[str, Price | None] = {}
         for name in sorted(models_under(recipe, teacher)):
