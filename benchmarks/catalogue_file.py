@@ -22,7 +22,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -246,7 +246,7 @@ class Dirt:
         return text if text != before or " " not in text else text.replace(" ", self.one(BLANKS), 1)
 
     def _html(self, text: str, done: list[str]) -> str:
-        begin, end = self.one(TAGS)
+        begin, end = TAGS[self.draw() % len(TAGS)]
         if begin.startswith("&"):
             done.append("entities")
         if " " in text and self.draw() % 2:
@@ -388,7 +388,7 @@ class Catalogue:
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+def opened(path: Path, name: str) -> Generator[IO[bytes]]:
     """The stream that the rows go to; name decides the packing."""
     try:
         from isal import igzip as fast  # the same format, several times as fast

@@ -136,7 +136,9 @@ def test_a_column_is_cleaned_as_its_texts_are(texts: list[str]) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["", " ", "B00X", "1" * 300]), TEXTS, TEXTS), max_size=8), st.booleans())
+@given(
+    st.lists(st.tuples(st.sampled_from(["", " ", "B00X", "1" * 300, "a\nb"]), TEXTS, TEXTS), max_size=8), st.booleans()
+)
 def test_a_table_is_judged_as_its_rows_are(rows: list[tuple[str, str, str]], keep: bool) -> None:
     config = CatalogueConfig(
         path=Path("x"), max_title_chars=20, max_content_chars=40, min_content_chars=3,

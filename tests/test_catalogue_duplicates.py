@@ -152,20 +152,22 @@ def test_exactly_what_comparing_every_row_with_every_other_finds(tmp_path: Path,
 
 
 def test_pairs_on_the_threshold_are_similar(tmp_path: Path) -> None:
-    """Where threshold times size is a whole number, floating point must not lose it: 0.7 * 10 > 7."""
+    """A text and its beginning, one shingle more or less deciding; floating point must not: 0.56 * 25 > 14."""
     checked = 0
-    for threshold, size in ((0.7, 10), (0.8, 5), (0.9, 10), (0.6, 5), (0.8, 50)):
-        whole = [f"word{n}" for n in range(size + 2)]  # `size` shingles
-        shorter = whole[: round(threshold * size) + 2]  # all of them among the others
-        rows = [("a", " ".join(whole)), ("b", " ".join(shorter)), ("c", " ".join(shorter[:-1]))]
-        sets = [shingles(content) for _, content in rows]
-        assert similarity(sets[0], sets[1]) >= threshold > similarity(sets[0], sets[2])
-        found = find_duplicates(
-            write_parts(tmp_path / f"{size}-{threshold}", rows, [3]), threshold, tmp_path / "s", seed=0
-        )
-        assert found.part(0).near[1]
+    for threshold, size in ((0.7, 10), (0.8, 5), (0.9, 10), (0.56, 25), (0.65, 20), (0.8, 35), (0.8, 50)):
+        rows: Rows = []
+        for family in range(40):
+            whole = [f"word{family}x{n}" for n in range(size + 2)]  # `size` shingles
+            shorter = whole[: round(threshold * size) + 2]  # all of them among the others
+            contents = [" ".join(words) for words in (whole, shorter, shorter[:-1])]
+            assert similarity(*map(shingles, contents[:2])) >= threshold > similarity(*map(shingles, contents[::2]))
+            # The third is like the second, so only one of them stands beside the whole text.
+            rows += [(f"{family} {n}", contents[n]) for n in (0, 1 + family % 2)]
+        parts = write_parts(tmp_path / f"{size}-{threshold}", rows, [len(rows)])
+        found = find_duplicates(parts, threshold, tmp_path / "s", seed=0)
+        assert found.part(0).near.tolist() == [False, True, False, False] * 20
         checked += 1
-    assert checked == 5
+    assert checked == 7
 
 
 def test_how_the_rows_are_cut_into_files_does_not_matter(tmp_path: Path) -> None:

@@ -472,15 +472,15 @@ def test_too_little_support_refuses_without_the_model(talkative: Grounded) -> No
 
 
 def test_products_that_do_not_support_the_question_are_not_shown(talkative: Grounded) -> None:
-    """Of three that were found, only the lamp of Aurora can be cited; the text of the others is not even read."""
-    question = "What is the Aurora Lamp about?"
-    open_to_all = talkative.ask(question)
-    assert len(open_to_all.passages) == 3
-    strict = Grounded(talkative.index, talkative.model, talkative.renderer, settings(min_support=0.9))
-    answer = strict.ask(question)
-    assert answer.passages == open_to_all.passages
+    """Three are found; the model reads, and can cite, the one alone that is asked for, or all that are as near."""
+    for question, shown in (("What is the Aurora Lamp about?", 1), ("What does Aurora make?", 3)):
+        found = talkative._find(read_question(question))
+        assert len(found.hits) == 3
+        assert found.asked is not None
+        assert len(found.asked.shown.passages) == shown
+    answer = talkative.ask("What is the Aurora Lamp about?")
+    assert len(answer.passages) == 3
     assert {source.title for source in answer.sources} == {"Aurora Lamp"}
-    assert answer.prediction.usage.prompt_tokens < 0.6 * open_to_all.prediction.usage.prompt_tokens
 
 
 def test_scores_are_the_models_probabilities(index: ProductIndex) -> None:

@@ -21,7 +21,7 @@ from afina.evaluation.retrieval import Ranked, retrieval_scores
 from afina.retrieval.index import ProductIndex
 from afina.retrieval.passage import Passage, passage_text
 from afina.retrieval.sentences import sentences
-from afina.retrieval.spelling import distance, nearest
+from afina.retrieval.spelling import meant, one_slip_away
 from afina.retrieval.support import choose_min_support, support, wilson
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -505,18 +505,28 @@ def slow_distance(a: str, b: str) -> int:
     return best
 
 
-@given(a=st.text("abc", max_size=5), b=st.text("abc", max_size=5), most=st.integers(0, 5))
-def test_distance_is_the_recursive_one(a: str, b: str, most: int) -> None:
-    assert distance(a, b, most) == min(slow_distance(a, b), most + 1)
+@given(word=st.text("abc", min_size=1, max_size=4), other=st.text("abc", max_size=5))
+def test_one_slip_is_a_distance_of_one(word: str, other: str) -> None:
+    assert (other in one_slip_away(word)) == (slow_distance(word, other) == 1)
 
 
-def test_nearest() -> None:
-    words = [("kettle", 5), ("kettles", 9), ("nettle", 50), ("petal", 1)]
-    assert nearest("ketle", words) == "kettle"
-    assert nearest("kettel", words) == "kettle"
-    assert nearest("kete", words) is None
-    assert nearest("ket", words) is None, "too short to be sure"
-    assert nearest("m450", [("m650", 3)]) is None, "numbers of models are not misspelt"
+def test_what_was_meant() -> None:
+    words = {"kettle": 5, "kettles": 9, "nettle": 50, "petal": 1, "m650": 3, "ket": 7}
+    asked: list[str] = []
+
+    def count(word: str) -> int:
+        asked.append(word)
+        return words.get(word, 0)
+
+    assert meant("ketle", count) == "kettle"
+    assert meant("kettel", count) == "kettle"
+    assert meant("kettlle", count) == "kettle"
+    assert meant("gettle", count) == "nettle", "the commoner of two"
+    assert meant("kxxtle", count) is None
+    asked.clear()
+    for word in ("ket", "m450", "çaça", "x" * 25, ""):
+        assert meant(word, count) is None
+    assert asked == [], "short words, numbers of models and what is no word are not looked for"
 
 
 # -- sentences -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ HASH_BITS, CLASS_BITS = 44, 4  # of a shingle where a text's are put in order
 CROWD = 33  # texts that share a shingle and are still compared all with all
 NEIGHBOURS, LEADERS = 8, 8  # with which a text is compared in a larger crowd
 AT_ONCE = 1 << 15  # pairs whose crowds are compared
-ALMOST = 1e-9  # 0.7 * 10 is a little more than 7
+ALMOST = 1e-9  # 0.56 * 25 is a little more than 14
 
 
 class Rarity:

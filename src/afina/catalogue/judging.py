@@ -7,6 +7,7 @@ block, and tests hold one against the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from afina.core.catalogue_config import CatalogueConfig
 MAX_UID_CHARS = 200
 RAW_TIMES = 10  # as long as allowed, in the source: an entity is up to ten characters
 BLANK = " \t\r\n"
+CONTROL = r"[\x00-\x1f\x7f]"
 EQUALS_TITLE = "content equals title"
 
 Rule = tuple[str, Callable[[str, str, str], bool], polars.Expr]
@@ -94,6 +96,7 @@ def _raw_rules(config: CatalogueConfig) -> list[Rule]:
     return [
         ("no uid", lambda u, t, c: not u.strip(BLANK), _blank("uid")),
         ("uid too long", lambda u, t, c: len(u) > MAX_UID_CHARS, _longer("uid", MAX_UID_CHARS)),
+        ("unusable uid", lambda u, t, c: bool(re.search(CONTROL, u)), polars.col("uid").str.contains(CONTROL)),
         ("no title", lambda u, t, c: not t.strip(BLANK), _blank("title")),
         ("no content", lambda u, t, c: not c.strip(BLANK), _blank("content")),
         *_length_rules(config, RAW_TIMES),
@@ -152,6 +155,7 @@ def _reason_parts(config: CatalogueConfig) -> dict[str, tuple[str, str]]:
     return {
         "no uid": (f"the column {config.uid} is empty or absent", ""),
         "uid too long": (f"uid of {{}} characters, at most {MAX_UID_CHARS} are allowed", "uid"),
+        "unusable uid": ("the uid holds control characters", ""),
         "no title": (f"the column {config.title} is empty, absent, or holds no text", ""),
         "no content": (f"the column {config.content} is empty, absent, or holds no text", ""),
         "title too long": (f"{{}} characters, catalogue.max_title_chars is {config.max_title_chars}", "title"),

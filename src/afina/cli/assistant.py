@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, yes: bool, as_json: bool) -> None:
     prepared = stage.prepare(opened, quiet=True)
     found = catalogue_of(opened)
     assert recipe.catalogue is not None, "called for catalogue recipes only"
-    written = export(found, recipe.catalogue)
+    written = export(found, recipe.catalogue.shards, recipe.catalogue.formats, recipe.catalogue)
     if as_json:
         print(json.dumps({"catalogue": found.report, "data": prepared.report}, ensure_ascii=False, indent=1))
         return

@@ -56,7 +56,10 @@ def explain_write_errors(path: Path, left: str = "Nothing half-written was left.
         raise  # of a stream, not of the disk
     except OSError as error:
         # Copying a folder gathers many errors in one that has no number.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+            said in str(error)
+            for said in ("No space left", "requested and")  # the second: a short write of numpy's
+        ):
             reason = "the disk is full, or a limit is reached. Free some space, or choose another folder"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "the folder is not writable. Choose another folder, or change its permissions"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,29 @@ def _loading(folder: Path, manifest: Manifest) -> str:
     return f"## Through transformers\n\n{note}\n\n```python\n{code}\n```\n"
 
 
-def data_card(
-    title: str,
-    counts: Mapping[str, int],
-    num_shards: Sequence[int],
-    source: Mapping[str, Any],
-    license_id: str,
-    languages: Sequence[str],
-) -> str:
-    """The card of a catalogue's shards. counts: split -> rows. source: of the catalogue's file: name, sha256, rows."""
+@dataclass(frozen=True)
+class Origin:
+    """Where shards come from. files: name -> sha256. num_rows, num_shards: of the whole catalogue."""
+
+    files: Mapping[str, str]
+    num_rows: int
+    num_shards: int
+    chosen: tuple[int, ...]
+
+    @property
+    def line(self) -> str:
+        first, last = self.chosen[0], self.chosen[-1]
+        is_range = len(self.chosen) == last - first + 1 > 2
+        shards = f"{first} to {last}" if is_range else ", ".join(map(str, self.chosen))
+        files = ", ".join(f"`{name}` (sha256 `{found}`)" for name, found in self.files.items())
+        return (
+            f"Shards {shards} of {self.num_shards} ({self.num_rows:,} usable rows in all), made of {files}. The terms of "
+            "what they were made of hold for these rows."
+        )
+
+
+def data_card(title: str, counts: Mapping[str, int], origin: Origin, license_id: str, languages: Sequence[str]) -> str:
+    """The card of a catalogue's shards. counts: split -> rows."""
     total = sum(counts.values())
     front: dict[str, Any] = {
         "language": list(languages) or None,
@@ -135,7 +150,6 @@ def data_card(
         },
     }
     rows = [f"| {split} | {count:,} |" for split, count in counts.items()]
-    shards = ", ".join(map(str, num_shards)) if len(num_shards) < 20 else f"{num_shards[0]} to {num_shards[-1]}"
     lines = [
         _front(front),
         f"# {escape_markdown(title)}",
@@ -163,8 +177,7 @@ def data_card(
         "",
         "## Where it comes from",
         "",
-        f"Shards {shards} of {source['num_shards']} made of `{source['name']}` (sha256 `{source['sha256']}`), "
-        f"{source['rows']:,} usable rows in all. The terms of that file hold for these rows.",
+        origin.line,
     ]
     return "\n".join(lines) + "\n"
 

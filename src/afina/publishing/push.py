@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from afina.catalogue.catalogue import Catalogue
 from afina.publishing.files import Publication, seal
 from afina.publishing.folder import check_folder, write_folder
 from afina.publishing.hub import Hub
 from afina.publishing.model import ModelSource, build_model, find_model
-from afina.publishing.shards import ShardSource, build_shards, choose, find_shards
+from afina.publishing.shards import build_shards, find_shards
 from afina.publishing.target import FolderTarget, HubTarget, Kind, PublishError, Target, parse_target
 
 Agree = Callable[[Sequence[str]], None]
@@ -85,7 +86,7 @@ def push(request: PushRequest, agree: Agree) -> Pushed:
         return Pushed(kind, target.text, len(publication.files), publication.num_bytes, num_sent)
 
 
-def _find(request: PushRequest) -> tuple[ModelSource | None, ShardSource | None]:
+def _find(request: PushRequest) -> tuple[ModelSource | None, Catalogue | None]:
     """What is published: exactly one of the two. Raises PublishError."""
     source = request.source
     if not source.is_dir():
@@ -129,9 +130,9 @@ def _check_target(request: PushRequest, target: Target, kind: Kind) -> Hub | Non
     return None
 
 
-def _build_data(request: PushRequest, shards: ShardSource, target: Target, folder: Path) -> dict[str, object]:
-    chosen = choose(request.shards or "all", shards.num_shards)
+def _build_data(request: PushRequest, shards: Catalogue, target: Target, folder: Path) -> dict[str, object]:
     title = target.repository.split("/")[1] if isinstance(target, HubTarget) else target.path.resolve().name
+    chosen = request.shards or "all"
     return build_shards(shards, chosen, folder, title=title, license_id=request.license_id, languages=request.languages)
 
 

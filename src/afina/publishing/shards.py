@@ -8,76 +8,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars
 
-from afina.core.catalogue_config import SHARD_RANGE
-from afina.core.storage import explain_write_errors, read_json, write_text
-from afina.publishing.card import FEATURES, data_card
+from afina.catalogue.catalogue import Catalogue
+from afina.catalogue.shards import parse_shards
+from afina.core.storage import explain_write_errors, write_text
+from afina.publishing.card import FEATURES, Origin, data_card
 from afina.publishing.settings import file_name
 from afina.publishing.target import PublishError
 
 MANIFEST = "manifest.json"
+LEAST_SHARE = 0.1  # of the contents, that makes a language the data set's
 SPLITS = ("train", "validation", "test")
 TYPES: dict[str, Any] = {"string": polars.String, "int64": polars.Int64}
 
 
-@dataclass(frozen=True)
-class ShardSource:
-    """folder: the catalogue's. manifest: what its manifest.json holds."""
-
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.manifest["shards"])
-
-
-def find_shards(source: Path) -> ShardSource | None:
-    """The catalogue in a run folder, or the folder itself; None where there is none. Raises PublishError."""
+def find_shards(source: Path) -> Catalogue | None:
+    """The catalogue in a run folder, or the folder itself; None where there is none. Raises RunError for half a one."""
     for folder in (source / "catalogue", source):
-        path = folder / MANIFEST
-        if not path.exists():
-            continue
-        try:
-            manifest = read_json(path)
-            for shard in manifest["shards"]:
-                _ = str(shard["name"]), int(shard["rows"]), str(shard["parquet_sha256"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if folder == source:
-                return None  # another program's manifest.json
-            raise PublishError(f"{path}: is damaged ({error}). Prepare the catalogue again.") from error
-        return ShardSource(folder, manifest)
+        if (folder / MANIFEST).exists() and (folder / "shards").is_dir():
+            return Catalogue.load(folder)
     return None
 
 
-def choose(text: str, num_shards: int) -> list[int]:
-    """Numbers of shards meant by `0-4`, `0,7` or `all`, in order. Raises PublishError."""
-    if text == "all":
-        return list(range(num_shards))
-    if SHARD_RANGE.fullmatch(text) is None:
-        raise PublishError(f"--shards is {text!r}, expected numbers of shards as 0, 0-4 or 0,7, or all.")
-    found: set[int] = set()
-    for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        low, high = int(first), int(last or first)
-        if low > high:
-            raise PublishError(f"--shards: {piece} counts backwards. Write {high}-{low}.")
-        if high >= num_shards:
-            raise PublishError(
-                f"--shards: {piece} is beyond the catalogue, whose {num_shards} shards are 0 to {num_shards - 1}."
-            )
-        found |= set(range(low, high + 1))
-    return sorted(found)
-
-
 def build_shards(
-    source: ShardSource,
-    chosen: Sequence[int],
+    catalogue: Catalogue,
+    shards: str,
     folder: Path,
     *,
     title: str,
@@ -86,32 +45,35 @@ def build_shards(
 ) -> dict[str, Any]:
     """Put the publication together in an empty folder. Returns what its manifest says of where it comes from.
 
-    Raises PublishError for a shard that is missing, damaged or of other columns.
+    shards: as `0-4,7` or all. Raises DataError for one that there is not, PublishError for a damaged one.
     """
+    chosen = parse_shards(shards, catalogue.num_shards)
     counts = dict.fromkeys(SPLITS, 0)
     for number in chosen:
-        shard = source.manifest["shards"][number]
-        rows = _read(source.folder / "shards" / f"{shard['name']}.parquet", shard)
+        shard = catalogue.manifest["shards"][number]
+        rows = _read(catalogue.file(number), shard)
         for split in SPLITS:
             part = rows.filter(polars.col("split") == split).select(list(FEATURES))
             if part.height:
                 counts[split] += part.height
                 _write(part, folder / "data" / split / f"{shard['name']}.parquet")
     counts = {split: count for split, count in counts.items() if count}
-    made_of = source.manifest.get("source") or {}
-    described = {
-        "name": file_name(str(made_of.get("path") or made_of.get("name") or "a file")),
-        "sha256": made_of.get("sha256", "not known"),
-        "rows": int(source.manifest.get("rows") or sum(s["rows"] for s in source.manifest["shards"])),
-        "num_shards": source.num_shards,
-    }
-    write_text(folder / "README.md", data_card(title, counts, chosen, described, license_id, languages))
-    return {"catalogue_key": str(source.manifest.get("key", "")), "shards": list(chosen), "rows": counts}
+    made_of = catalogue.manifest["source"]
+    files = {file_name(str(one["path"])): str(one["sha256"]) for one in made_of.get("files", [made_of])}
+    origin = Origin(files, catalogue.num_rows, catalogue.num_shards, tuple(chosen))
+    told = list(languages) or _languages(catalogue.report)
+    write_text(folder / "README.md", data_card(title, counts, origin, license_id, told))
+    return {"catalogue_key": catalogue.key, "shards": chosen, "rows": counts}
+
+
+def _languages(report: Mapping[str, Any]) -> list[str]:
+    """Codes of the languages that a tenth of the sampled contents has; none where they were not told."""
+    found: Mapping[str, int] = (report.get("languages") or {}).get("contents") or {}
+    least = LEAST_SHARE * sum(found.values())
+    return [code for code, count in found.items() if len(code) == 2 and count >= least > 0]
 
 
 def _read(path: Path, shard: Mapping[str, Any]) -> polars.DataFrame:
-    if not path.exists():
-        raise PublishError(f"{path}: no such file, though the manifest names it. Prepare the catalogue again.")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     wanted = str(shard["parquet_sha256"])

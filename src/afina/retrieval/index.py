@@ -27,11 +27,11 @@ from typing import Any, Self
 from afina.retrieval.building import build, open_words
 from afina.retrieval.passage import Hit, Passage
 from afina.retrieval.record import WORDS, Record, check_files, usable_record
-from afina.retrieval.spelling import PREFIX, nearest, slips_allowed
+from afina.retrieval.spelling import meant
 from afina.retrieval.words import FRAME_WEIGHT, MAX_TERMS, Term, import_tantivy, question_words
 
 TITLE_WEIGHT = 4.0
-REPAIRED = 0.7  # weight of a word that was written otherwise
+REPAIRED, MOST_REPAIRED = 0.7, 3  # weight of a word that was written otherwise; how many in a question
 MORE = 11  # hits looked at beyond those asked for: all words may rank them otherwise than the telling ones
 MOST = 4_096  # excluded products that are counted with, and equal ones
 COST = 60_000  # entries of words' lists that are read to find hits
@@ -120,7 +120,10 @@ class ProductIndex:
 
     def terms(self, question: str) -> list[Term]:
         """What is looked for: the MAX_TERMS most telling words of the question, in its order, missing ones included."""
-        terms = [self._meant(word, weight) for word, weight in question_words(question).items()]
+        words = question_words(question)
+        terms = [self.term(word, weight) for word, weight in words.items()]
+        missing = [term.text for term in terms if not any(term.found) and term.weight == 1][:MOST_REPAIRED]
+        terms = [self._meant(term) if term.text in missing else term for term in terms]
         telling = sorted(terms, key=lambda term: term.weight * self.rarity(term), reverse=True)[:MAX_TERMS]
         kept = {term.text for term in telling}
         return [term for term in terms if term.text in kept]
@@ -129,13 +132,10 @@ class ProductIndex:
         """A word as the index keeps them, and how many products have it."""
         return Term(word, weight, (self._count("title", word), self._count("content", word)))
 
-    def _meant(self, word: str, weight: float) -> Term:
-        """The word, or the one that was probably meant where no product has it."""
-        term = self.term(word, weight)
-        if any(term.found) or weight < 1 or not slips_allowed(word):
-            return term
-        meant = nearest(word, self._searcher.terms_with_prefix("title", word[:PREFIX]))
-        return term if meant is None else replace(self.term(meant, REPAIRED * weight), written=word)
+    def _meant(self, term: Term) -> Term:
+        """The word of titles that was probably meant by one that no product has."""
+        other = meant(term.text, lambda word: self._count("title", word))
+        return term if other is None else replace(self.term(other, REPAIRED), written=term.text)
 
     def rarity(self, term: Term) -> float:
         """How much a word tells: its inverse document frequency, as BM25 has it. Higher for those nowhere found."""
@@ -145,14 +145,18 @@ class ProductIndex:
         return int(self._searcher.doc_freq(field, word))
 
     def _clauses(self, terms: Sequence[Term]) -> list[Clause]:
-        """One for each word and each field that has it, the most telling first."""
+        """One for each word and each field that has it, the most telling first.
+
+        What frames a product is sought in titles alone: "What is" may belong to one, and tells nothing of a content.
+        """
         clauses: list[Clause] = []
         for term in terms:
             tells = term.weight * self.rarity(term)
             for field, found, factor in zip(("title", "content"), term.found, (TITLE_WEIGHT, 1.0), strict=True):
-                if found:
+                in_frame = term.weight <= FRAME_WEIGHT
+                if found and not (in_frame and field == "content"):
                     boost = factor * tells / idf(found, self.num_products)
-                    clauses.append(Clause(field, term.text, found, tells, boost, term.weight <= FRAME_WEIGHT))
+                    clauses.append(Clause(field, term.text, found, tells, boost, in_frame))
         return sorted(clauses, key=lambda clause: (-clause.tells, clause.found))
 
     def _any(self, clauses: Sequence[Clause]) -> Any:

@@ -1,55 +1,40 @@
 """A word that no product has -> the word of the catalogue that was probably meant.
 
-Comes in: a word and the catalogue's words that begin like it, with how often each is found. Goes out: the nearest one,
-or none. It knows nothing of questions or products.
+Comes in: a word, and how to count the products that have another. Goes out: the commonest word that is one slip of the
+pen away, or none. It knows nothing of questions or products.
 
-One slip of the pen in a word of four letters or more, two in one of eight or more: a letter left out, put in, changed,
-or two neighbours swapped (Damerau 1964, about four fifths of all misspellings are a single one of these). The first
-letters are taken to be right, as most are.
+A slip: a letter left out, put in or changed, or two neighbours swapped; four fifths of all misspellings are a single
+one of these (Damerau 1964). Every word that is one slip away is looked up (Norvig, "How to write a spelling corrector"):
+some hundreds, whatever the size of the catalogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from string import ascii_lowercase
 
-PREFIX = 2  # letters that are taken to be right
-FEWEST_LETTERS, LETTERS_FOR_TWO = 4, 8
-
-
-def slips_allowed(word: str) -> int:
-    """How many slips a word of this length may hold. Words with digits are numbers of models: none."""
-    if len(word) < FEWEST_LETTERS or any(letter.isdigit() for letter in word):
-        return 0
-    return 2 if len(word) >= LETTERS_FOR_TWO else 1
+FEWEST_LETTERS, MOST_LETTERS = 4, 24  # shorter words are one slip from too many others, longer ones are no words
 
 
-def nearest(word: str, candidates: Iterable[tuple[str, int]]) -> str | None:
-    """The candidate with the fewest slips, then the commonest, then by alphabet; None if all are too far."""
-    most = slips_allowed(word)
-    best: tuple[int, int, str] | None = None
-    letters = frozenset(word)
-    for text, count in candidates:
-        # Each slip changes the length by one at most, and brings one new letter at most.
-        if abs(len(text) - len(word)) > most or len(letters.difference(text)) > most:
-            continue
-        slips = distance(word, text, most)
-        if slips <= most and (best is None or (slips, -count, text) < best):
-            best = (slips, -count, text)
-    return best[2] if best and best[0] else None
+def may_be_misspelt(word: str) -> bool:
+    """Whether it is a word as they are kept: without accents. One with digits is the number of a model."""
+    return FEWEST_LETTERS <= len(word) <= MOST_LETTERS and word.isascii() and word.isalpha()
 
 
-def distance(a: str, b: str, most: int) -> int:
-    """Slips between two words (optimal string alignment); most + 1 stands for any more than `most`."""
-    before: list[int] = []
-    above = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        row = [i]
-        for j, other in enumerate(b, 1):
-            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other))
-            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
-                cost = min(cost, before[j - 2] + 1)
-            row.append(cost)
-        if min(row) > most and (not above or min(above) > most):
-            return most + 1
-        before, above = above, row
-    return min(above[-1], most + 1)
+def one_slip_away(word: str) -> set[str]:
+    """All words of small letters that are one slip away."""
+    cuts = [(word[:at], word[at:]) for at in range(len(word) + 1)]
+    left_out = {a + b[1:] for a, b in cuts if b}
+    swapped = {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    changed = {a + letter + b[1:] for a, b in cuts if b for letter in ascii_lowercase}
+    put_in = {a + letter + b for a, b in cuts for letter in ascii_lowercase}
+    return (left_out | swapped | changed | put_in) - {word}
+
+
+def meant(word: str, count: Callable[[str], int]) -> str | None:
+    """The commonest of the words one slip away, the first by alphabet of equally common ones; None if there is none."""
+    if not may_be_misspelt(word):
+        return None
+    found = {other: count(other) for other in one_slip_away(word)}
+    best = min(found, key=lambda other: (-found[other], other))
+    return best if found[best] else None

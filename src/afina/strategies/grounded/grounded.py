@@ -41,6 +41,9 @@ from afina.strategies.grounded.scores import source_scores
 from afina.strategies.grounded.streaming import TellingWriter
 
 INDEX = "index"  # of a run folder
+# Of the best support, that a product needs to be shown beside it. One that only names another product in its text, in
+# order to be cited for it, gets half of what its words would count in a title (retrieval/support.py).
+NEAR_BEST = 0.8
 PROBES = ("a", "Z", "9", "“")  # passages that begin unlike: what their prompts share, the instruction says
 
 
@@ -192,8 +195,9 @@ class Grounded:
         value = max(supports[:HITS], default=0.0)  # as support() of all hits together
         asked = None
         if hits and value >= self.settings.min_support:
-            # A product that does not support the question by itself is not shown, whatever its text says.
-            shown = [hit.passage for hit, own in zip(hits, supports, strict=True) if own >= self.settings.min_support]
+            # What does not support the question by itself is not shown, whatever its text says.
+            least = max(self.settings.min_support, NEAR_BEST * value)
+            shown = [hit.passage for hit, own in zip(hits, supports, strict=True) if own >= least]
             asked = ask(
                 self.renderer,
                 question.text,
