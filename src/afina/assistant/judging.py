@@ -20,26 +20,24 @@ from afina.assistant.manifest import make_answerable, near_duplicates
 from afina.assistant.training import train
 from afina.catalogue.catalogue import Catalogue
 from afina.core.errors import RecipeError
-from afina.core.predictor import Example, Prediction
+from afina.core.predictor import Prediction
 from afina.core.progress import progress
 from afina.core.storage import read_json
 from afina.data.prepare import Prepared
-from afina.evaluation.citations import Cited, citation_scores
+from afina.evaluation.citations import citation_scores
 from afina.evaluation.retrieval import Ranked, retrieval_scores
 from afina.evaluation.runner import SystemRun, run_system
 from afina.pipeline.splits import catalogue_of
 from afina.retrieval.index import ProductIndex
-from afina.retrieval.passage import Hit
 from afina.runs import Run
 from afina.strategies.grounded.answer import Answer
 from afina.strategies.grounded.grounded import Grounded
-from afina.strategies.grounded.question import one_line, question_about
+from afina.strategies.grounded.measuring import Probe, judged, make_probes
 from afina.training.hosted import Agree
 
 SECTIONS_VERSION = 1
 SOURCES = "sources"
 DEPTH = 5  # of the retrieval that is judged
-NAMESAKES = 64  # hits looked through for products of the same name
 
 
 def evaluate(opened: Run, agree: Agree) -> dict[str, Any]:
@@ -91,13 +89,16 @@ class _WithProgress:
 def _sections(
     catalogue: Catalogue, found: ProductIndex, opened: Run, prepared: Prepared, result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    test = prepared.splits["test"]
-    sections: dict[str, Any] = {
+    config, test = opened.recipe.catalogue, prepared.splits["test"]
+    assert config is not None, "called for catalogue recipes only"
+    alike = near_duplicates(catalogue, [row.id for row in test])
+    probes = make_probes(found, test, config.questions, opened.recipe.seed, alike)
+    sections = {
         "catalogue": _catalogue_section(catalogue, opened),
-        "retrieval": _retrieval_section(opened, found, catalogue, test),
+        "retrieval": _retrieval_section(opened, found, probes),
     }
     if SOURCES in opened.recipe.compare:
-        sections |= _grounded_sections(opened, found, catalogue, test)
+        sections |= _grounded_sections(opened, found, probes)
     return sections
 
 
@@ -124,18 +125,15 @@ def _step(name: str, *, dropped: int | None = None, changed: int | None = None) 
     return {"name": name.replace("_", " "), "rows": None, "dropped": dropped, "changed": changed}
 
 
-def _retrieval_section(
-    opened: Run, found: ProductIndex, catalogue: Catalogue, test: Sequence[Example]
-) -> dict[str, Any]:
+def _retrieval_section(opened: Run, found: ProductIndex, probes: Sequence[Probe]) -> dict[str, Any]:
     """Title to passage over the whole catalogue: a near-duplicate of the product counts as right."""
-    alike = near_duplicates(catalogue, [row.id for row in test])
     ranked: list[Ranked] = []
     seconds: list[float] = []
-    for row, question in zip(test, _questions(opened, test), strict=True):
+    for probe in probes:
         began = time.perf_counter()
-        hits = found.search(question, DEPTH)
+        hits = found.search(probe.question, DEPTH)
         seconds.append(time.perf_counter() - began)
-        ranked.append(Ranked([hit.passage.uid for hit in hits], alike[row.id], row.cluster))
+        ranked.append(Ranked([hit.passage.uid for hit in hits], probe.alike, probe.row.cluster))
     p50, p95 = (float(np.percentile(seconds, q)) for q in (50, 95))
     scores = retrieval_scores(ranked, opened.recipe.seed)
     return {
@@ -144,21 +142,14 @@ def _retrieval_section(
     }
 
 
-def _grounded_sections(
-    opened: Run, found: ProductIndex, catalogue: Catalogue, test: Sequence[Example]
-) -> dict[str, Any]:
+def _grounded_sections(opened: Run, found: ProductIndex, probes: Sequence[Probe]) -> dict[str, Any]:
     """Citations of questions that can be answered, and refusals of those that cannot."""
-    alike = near_duplicates(catalogue, [row.id for row in test])
-    questions = _questions(opened, test)
-    hidden = {q: _hidden(found, row, q, alike[row.id]) for row, q in zip(test, questions, strict=True)}
-    there = Grounded.load(opened.folder, index=found)
-    gone = Grounded.load(opened.folder, index=HidingIndex(found, hidden))
-    rows: list[Cited] = []
-    with progress("sources: absent and present products", 2 * len(test)) as bar:
-        for row, question in zip(test, questions, strict=True):
-            rows.append(_cited(there.ask(question), found, frozenset(alike[row.id])))
-            rows.append(_cited(gone.ask(question), found, frozenset()))
-            bar.advance(2)
+    grounded = Grounded.load(opened.folder, index=found)
+    questions = [probe.question for probe in probes]
+    nothing: list[Collection[str]] = [() for _ in probes]
+    present = _asked(grounded, questions, nothing, "sources: present products")
+    absent = _asked(grounded, questions, [probe.alike for probe in probes], "sources: absent products")
+    rows = [*judged(present, [probe.alike for probe in probes], found), *judged(absent, nothing, found)]
     scores = citation_scores(rows).to_json()
     common = {"version": SECTIONS_VERSION, "system": SOURCES}
     refusals = ("refusal_precision", "refusal_recall", "answered")
@@ -166,42 +157,20 @@ def _grounded_sections(
         "citations": {**common, **{name: share for name, share in scores.items() if name not in refusals}},
         "absent": {
             **common,
-            "num_absent": len(test),
-            "num_present": len(test),
-            "min_support": there.settings.min_support,
+            "num_absent": len(probes),
+            "num_present": len(probes),
+            "min_support": grounded.settings.min_support,
             **{name: scores[name] for name in refusals},
         },
     }
 
 
-def _questions(opened: Run, test: Sequence[Example]) -> list[str]:
-    config = opened.recipe.catalogue
-    assert config is not None, "called for catalogue recipes only"
-    return [question_about(next(iter(row.inputs.values())), config.questions, f"test {row.id}") for row in test]
-
-
-def _hidden(found: ProductIndex, row: Example, question: str, alike: Collection[str]) -> frozenset[str]:
-    """What must be hidden so that the product is absent: it, what is like it, and what has its name."""
-    name = one_line(next(iter(row.inputs.values()))).casefold()
-    hits = found.search(question, NAMESAKES)
-    return frozenset(alike) | {h.passage.uid for h in hits if one_line(h.passage.title).casefold() == name}
-
-
-def _cited(answer: Answer, found: ProductIndex, gold: frozenset[str]) -> Cited:
-    """Every quote is looked up in the index again, not in what the model was shown."""
-    verbatim: list[bool] = []
-    for source in answer.sources:
-        passage = found.get(source.uid)
-        verbatim.append(passage is not None and passage.content[source.start : source.end] == source.quote)
-    return Cited(gold, [source.uid for source in answer.sources], answer.refused, verbatim)
-
-
-class HidingIndex(ProductIndex):
-    """An index from which some products are gone for some questions. hidden: question -> uids."""
-
-    def __init__(self, whole: ProductIndex, hidden: Mapping[str, Collection[str]]) -> None:
-        vars(self).update(vars(whole))
-        self._hidden = hidden
-
-    def search(self, question: str, k: int, *, exclude: Collection[str] = ()) -> list[Hit]:
-        return super().search(question, k, exclude={*exclude, *self._hidden.get(question, ())})
+def _asked(
+    grounded: Grounded, questions: Sequence[str], without: Sequence[Collection[str]], label: str
+) -> list[Answer]:
+    step, made = grounded.settings.batch_size, list[Answer]()
+    with progress(label, len(questions)) as bar:
+        for start in range(0, len(questions), step):
+            made += grounded.answers(questions[start : start + step], without[start : start + step])
+            bar.advance(len(questions[start : start + step]))
+    return made

@@ -51,6 +51,7 @@ def make_answerable(opened: Run, prepared: Prepared, catalogue: Catalogue, index
         max_text_tokens=manifest.max_text_tokens,
         batch_size=manifest.batch_size,
         title_input=title_input(opened.task, recipe.catalogue),
+        text=sources.text,
         catalogue_key=catalogue.key,
         support_choice=choice,
     )

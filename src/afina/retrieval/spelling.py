@@ -4,8 +4,8 @@ Comes in: a word, and how to count the products that have another. Goes out: the
 pen away, or none. It knows nothing of questions or products.
 
 A slip: a letter left out, put in or changed, or two neighbours swapped; four fifths of all misspellings are a single
-one of these (Damerau 1964). Every word that is one slip away is looked up (Norvig, "How to write a spelling corrector"):
-some hundreds, whatever the size of the catalogue.
+one of these (Damerau 1964). Every word that is one slip away is looked up (Norvig, "How to write a spelling
+corrector"): some hundreds, whatever the size of the catalogue.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class Grounded:
             return Writer(codec, quoting(walk, partial(quoted_text, asked), on_text), limit, answer_format)
         if on_text is None:
             return Writer(codec, walk, limit, answer_format)
-        return TellingWriter(codec, walk, limit, answer_format, on_text)
+        return TellingWriter(codec, walk, limit, answer_format, on_text, self.renderer.no_repeat_ngram_size)
 
     def _read_beginning(self, asked: Asked) -> None:
         if self._prefixes is None or self._began:

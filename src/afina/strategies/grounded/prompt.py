@@ -91,7 +91,8 @@ class Asked:
 
 def grounded_renderer(renderer: Renderer) -> Renderer:
     """The same tokenizer and style, for questions with passages."""
-    return Renderer(GROUNDED, renderer.codec, renderer.style, answer_format=ANSWER_FORMAT)
+    size = renderer.no_repeat_ngram_size
+    return Renderer(GROUNDED, renderer.codec, renderer.style, answer_format=ANSWER_FORMAT, no_repeat_ngram_size=size)
 
 
 def ask(

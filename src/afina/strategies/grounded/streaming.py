@@ -24,10 +24,16 @@ class TellingWriter(Writer):
     """Tells the answer's text as it grows, after each token that was chosen."""
 
     def __init__(
-        self, codec: Codec, walk: Walk, max_text_tokens: int, answer_format: AnswerFormat, on_text: OnText
+        self,
+        codec: Codec,
+        walk: Walk,
+        max_text_tokens: int,
+        answer_format: AnswerFormat,
+        on_text: OnText,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         self._on_text = on_text
-        super().__init__(codec, walk, max_text_tokens, answer_format)
+        super().__init__(codec, walk, max_text_tokens, answer_format, no_repeat_ngram_size=no_repeat_ngram_size)
 
     def take(self, token: int) -> bool:
         written = super().take(token)
