@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from real_server import server, server_starter, start_server
+from warm_process import Starter
 
 __all__ = ["server", "server_starter", "start_server"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,3 +21,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"shared data is not at {folder}; set AFINA_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def job_starter() -> Iterator[Starter]:
+    """Starts processes that have made the imports of a training."""
+    made = Starter()
+    yield made
+    made.stop()

@@ -638,6 +638,7 @@ def run_push(hub: HubServer, *arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_upload_sends_the_rest(catalogue_run: Path, hub: HubServer) -> None:
     """Killed while the second file is under way; what was stored by then is not sent again."""
     reached, go_on, first = threading.Event(), threading.Event(), threading.Lock()
@@ -667,6 +668,7 @@ def test_a_killed_upload_sends_the_rest(catalogue_run: Path, hub: HubServer) -> 
     assert len(hub.repositories["ana/news"].commits) == 1
 
 
+@pytest.mark.slow
 def test_the_command_line(catalogue_run: Path, hub: HubServer) -> None:
     """Exit codes, streams, what is sent with each request, and that only --yes agrees without a terminal."""
     asked = run_push(hub, catalogue_run, "ana/news", "--shards", "0", "--json")

@@ -51,6 +51,7 @@ from hypothesis.errors import Unsatisfiable
 from openai_document import document
 from schemathesis import GenerationMode
 from slow_requests import BOMBS
+from small_model import small_model
 
 from afina.server.batches import BatchBody
 from afina.server.chat_body import ChatBody
@@ -68,12 +69,11 @@ quick = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def target(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+@contextmanager
+def attacked(start_server: StartServer, folder: Path, **settings: str) -> Iterator[Server]:
     """A server, whose log at the end holds no bug and no key."""
-    data_dir = tmp_path_factory.mktemp("fuzzed") / "data"
-    environment = {"AFINA_API_KEY": KEY, "AFINA_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S)}
-    server = start_server(data_dir, "--log-requests", environment=environment)
+    environment = {"AFINA_API_KEY": KEY, "AFINA_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S), **settings}
+    server = start_server(folder / "data", "--log-requests", environment=environment)
     with server.http as client:
         keeps_contract(send(client, "/v1/chat/completions", chat()), 200)  # the model is loaded
     yield server
@@ -82,6 +82,21 @@ def target(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
     bugs = [line for line in server.errors().splitlines() if "failed:" in line or "Traceback" in line]
     assert not bugs, server.errors()
     assert KEY not in server.errors() + "".join(server.out)
+
+
+@pytest.fixture(scope="module")
+def target(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With a small model: where requests are refused or answered is the same for every one."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    with attacked(start_server, folder, AFINA_BASE_MODEL=str(small_model(folder / "base"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nano_target(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With the embedded model, for what a model takes time for."""
+    with attacked(start_server, tmp_path_factory.mktemp("slowed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +161,20 @@ def test_requests_made_from_the_api_document(target: Server, http: httpx.Client)
 
 # -- every field, every type ---------------------------------------------------------------------------------------
 
-STOPS = ["a", "e", "o", " "]  # so that answers are short, whatever length is asked for
+# So that answers are short, whatever length is asked for.
+STOPS = ["a", "e", "o", " "]
+ONE_LABEL = {
+    "type": "object",
+    "properties": {"a": {"enum": ["b", "c"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+SHORT = {"format": {"type": "json_schema", "name": "x", "schema": ONE_LABEL, "strict": True}}
 BODIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, chat(stop=STOPS)),
     "/v1/completions": (CompletionBody, {"model": MODEL, "prompt": "oi", "max_tokens": 2, "stop": STOPS}),
     "/v1/embeddings": (EmbeddingBody, {"model": MODEL, "input": "oi"}),
-    "/v1/responses": (ResponseBody, {"model": MODEL, "input": "oi", "max_output_tokens": 2}),
+    "/v1/responses": (ResponseBody, {"model": MODEL, "input": "oi", "max_output_tokens": 2, "text": SHORT}),
     "/v1/fine_tuning/jobs": (CreateJob, {"model": MODEL, "training_file": "file-" + "a" * 22}),
     "/v1/batches": (
         BatchBody,
@@ -541,10 +564,10 @@ def watched(server: Server) -> Iterator[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
-def test_slow_requests_hold_nobody_up(target: Server, http: httpx.Client, name: str) -> None:
+def test_slow_requests_hold_nobody_up(nano_target: Server, name: str) -> None:
     path, body = BOMBS[name]()
     content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    with watched(target) as worst:
+    with watched(nano_target) as worst, nano_target.http as http:
         began = time.monotonic()
         answer = http.post(path, content=content, headers={"content-type": "application/json"})
         took = time.monotonic() - began

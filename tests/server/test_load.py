@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from small_model import small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +138,9 @@ def gauges(server: Server) -> dict[str, float]:
 @pytest.mark.slow
 def test_sixty_four_clients(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     data_dir: Path = tmp_path_factory.mktemp("load") / "data"
-    server = start_server(data_dir)
+    # Small, so that many requests are served in few seconds: what could leak is the server's.
+    base = small_model(data_dir.parent / "base")
+    server = start_server(data_dir, environment={"AFINA_BASE_MODEL": str(base)})
     process = psutil.Process(server.process.pid)
     whole = tuple(kind for kind in KINDS if kind not in ("refused", "leaves"))
     asyncio.run(crowd(server, 1, 1.0, whole))  # loads the model

@@ -31,6 +31,7 @@ from scipy.sparse.csgraph import connected_components
 
 from afina.catalogue import duplicates_runs as runs
 from afina.catalogue.duplicates_prefix import (
+    ROW_COLUMNS,
     Layout,
     Rarity,
     Rows,
@@ -216,10 +217,10 @@ class _Search:
             keys.append(words.keys_R)
             if classes_T is not None:
                 found = prefixes(shingles_of(words), classes_T, len(some), self.threshold)
-                rows.append(np.column_stack((found.rows.sizes_N, found.rows.ends_N)))
+                rows.append(found.rows.pack())
                 postings.append(layout.pack(found.hashes_P, base + begin + found.rows_P))
         if classes_T is not None:
-            runs.save(self.file("rows", part), np.concatenate([np.zeros((0, 2), dtype=np.uint32), *rows]))
+            runs.save(self.file("rows", part), np.concatenate([np.zeros((0, ROW_COLUMNS), dtype=np.uint32), *rows]))
             runs.save(self.file("postings", part), np.sort(runs.joined(postings)))
         runs.save(self.file("contents", part), _keyed(runs.joined(keys), base))
         titles = [hash_words(some, self.seed).keys_R for _, some in batches(table["title"].to_list())]
@@ -240,7 +241,7 @@ class _Search:
 
     def _similar(self, contents_N: np.ndarray) -> tuple[np.ndarray, int, int]:
         """(pairs of similar contents, how many were compared, rows in crowds)."""
-        rows = Rows(*np.concatenate([runs.load(path) for path in self.files("rows")]).T.copy())
+        rows = Rows.unpack(np.concatenate([runs.load(path) for path in self.files("rows")]))
         # 1. Pairs that share a shingle.
         layout, postings = Layout(self.num_rows), self.files("postings")
         pieces = runs.ranges(postings, layout.top, POSTINGS_AT_ONCE)
@@ -250,19 +251,21 @@ class _Search:
             of = layout.rows(found)
             found = found[contents_N[of] == of]  # each content once, however many rows have it
             sharing = sharing_of(found, layout, rows, self.threshold)
-            runs.save(self.file("crowds", piece), sharing.crowds)
+            runs.save(self.file("crowded", piece), sharing.crowded)
             runs.save(self.file("in_crowds", piece), sharing.in_crowds)
             runs.save(self.file("sharing", piece), sharing.pairs)
 
         self._each("pair", range(len(pieces)), "sharing", share)
         # 2. Those that share enough.
-        crowds = np.sort(runs.joined([runs.load(path) for path in self.files("crowds", len(pieces))]))
+        crowds_N = np.zeros(self.num_rows, dtype=np.int32)
+        for path in self.files("crowded", len(pieces)):
+            np.add.at(crowds_N, runs.load(path), 1)
         sharing, in_crowds = self.files("sharing", len(pieces)), self.files("in_crowds", len(pieces))
         spans = runs.ranges([*sharing, *in_crowds], self.num_rows << 32, PAIRS_AT_ONCE)
         wanted_N = np.zeros(self.num_rows, dtype=np.bool_)
         for number, (low, high) in enumerate(spans):
             some, others = (runs.between(files, low, high) for files in (sharing, in_crowds))
-            pairs = enough_shared(some, others, crowds, rows, self.threshold)
+            pairs = enough_shared(some, others, crowds_N, rows, self.threshold)
             wanted_N[np.concatenate(unpack_pairs(pairs))] = True
             runs.save(self.file("candidates", number), pairs)
         # 3. Their texts are read once more, and judged.
@@ -271,7 +274,7 @@ class _Search:
         self._each("compare", range(len(spans)), "similar", lambda number: self._compare(number, sets))
         compared = runs.total(self.files("candidates", len(spans)))
         similar = np.concatenate([runs.load(path) for path in self.files("similar", len(spans))])
-        return similar, compared, len(np.unique(crowds >> np.uint64(32)))
+        return similar, compared, int((crowds_N > 0).sum())
 
     def _read_sets(self, part: int, wanted_N: np.ndarray) -> None:
         base = self.first_row(part)

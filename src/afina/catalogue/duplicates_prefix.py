@@ -14,19 +14,20 @@ a batch, P postings, N all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from afina.catalogue.duplicates_runs import joined, repeated
-from afina.catalogue.duplicates_words import Shingles, sorted_sets
+from afina.catalogue.duplicates_words import Shingles, mix, sorted_sets
 
 TABLE_BITS = 22  # of the table of how often shingles stand in a sample
 HASH_BITS, CLASS_BITS = 44, 4  # of a shingle where a text's are put in order
 CROWD = 33  # texts that share a shingle and are still compared all with all
-NEIGHBOURS, LEADERS = 8, 8  # with which a text is compared in a larger crowd
-AT_ONCE = 1 << 15  # pairs whose crowds are compared
+NEIGHBOURS, LEADERS = 8, 8  # with which a text is compared in a larger crowd, of those with the same sketch
+SKETCHES = 4  # numbers for each text; two texts have the same one with the probability of their similarity
+ROW_COLUMNS = 2 + SKETCHES  # of `Rows`
+TWO_SKETCHES = np.array([(0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)])
 ALMOST = 1e-9  # 0.56 * 25 is a little more than 14
 
 
@@ -58,12 +59,21 @@ def _ceil(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is kept of each row's set. sizes_N: uint32, how many shingles. ends_N: uint32, where in the common order its
-    prefix ends, as far as 32 bits tell.
+    """What is kept of each row's set, all uint32. sizes_N: how many shingles. ends_N: where in the common order its
+    prefix ends, as far as 32 bits tell. sketches_NK: MinHash values, SKETCHES of them.
     """
 
     sizes_N: np.ndarray
     ends_N: np.ndarray
+    sketches_NK: np.ndarray
+
+    @classmethod
+    def unpack(cls, table: np.ndarray) -> Rows:
+        return cls(table[:, 0].copy(), table[:, 1].copy(), table[:, 2:].copy())
+
+    def pack(self) -> np.ndarray:
+        """One table of all columns."""
+        return np.column_stack((self.sizes_N, self.ends_N, self.sketches_NK))
 
     def must_share(self, a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray:
         """How many shingles the prefixes of similar rows have in common, at least; for each pair of rows a, b."""
@@ -96,7 +106,20 @@ def prefixes(shingles: Shingles, classes_T: np.ndarray, num_rows: int, threshold
     ends_R = np.zeros(num_rows, dtype=np.uint32)
     ends_R[filled] = keys_S[(begins_R + lengths_R - 1)[filled]] >> np.uint64(CLASS_BITS + HASH_BITS - 32)
     hashes_P = keys_S[chosen] & np.uint64((1 << HASH_BITS) - 1)
-    return Prefixes(rows_S[chosen], hashes_P, Rows(sizes_R.astype(np.uint32), ends_R))
+    return Prefixes(rows_S[chosen], hashes_P, Rows(sizes_R.astype(np.uint32), ends_R, _sketches(shingles, num_rows)))
+
+
+def _sketches(shingles: Shingles, num_rows: int) -> np.ndarray:
+    """The smallest and the largest hash of each row, by two hash functions (Broder: On the resemblance, 1997)."""
+    sketches_RK = np.zeros((num_rows, SKETCHES), dtype=np.uint32)
+    counts_R = np.bincount(shingles.rows_S, minlength=num_rows)
+    filled = counts_R > 0
+    begins = (np.cumsum(counts_R) - counts_R)[filled]
+    if len(begins):
+        for column, hashes_S in ((0, shingles.hashes_S), (2, shingles.hashes_S * np.uint64(0x9E3779B97F4A7C15))):
+            for place, extreme in enumerate((np.minimum, np.maximum), column):
+                sketches_RK[filled, place] = extreme.reduceat(hashes_S, begins) >> np.uint64(32)
+    return sketches_RK
 
 
 @dataclass(frozen=True)
@@ -135,26 +158,45 @@ def unpack_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Sharing:
     """Rows of like size that share a shingle, as sorted pairs.
 
-    pairs: as often as they share one, without what they share in crowds. in_crowds: once each. crowds: sorted, (row,
-    crowd) packed, for each row that shares a shingle with so many that they are not compared all with all.
+    pairs: as often as they share one, without what they share in crowds. in_crowds: once each. crowded: rows, once for
+    each shingle that they share with so many that these are not compared all with all.
     """
 
     pairs: np.ndarray
     in_crowds: np.ndarray
-    crowds: np.ndarray
+    crowded: np.ndarray
 
 
 def sharing_of(postings_P: np.ndarray, layout: Layout, rows: Rows, threshold: float) -> Sharing:
     """Pairs from all postings of some shingles.
 
-    In a crowd a text is compared with its neighbours in the file and with the first that have the shingle: 10,000 texts
-    from one template would make 50 million pairs, for one family that these comparisons find as well.
+    In a crowd, only texts with two equal sketches are compared: similar ones with a probability of at least the
+    threshold's square for each shingle that they share, others hardly ever. And where thousands have them too, each
+    with its neighbours in the file and with the first: 10,000 texts from one template would make 50 million pairs, for
+    one family that these comparisons find as well.
     """
     postings_P = np.sort(postings_P)
     shingles_P, rows_P = postings_P >> np.uint64(layout.row_bits), layout.rows(postings_P)
-    begins = np.flatnonzero(np.concatenate(([True], shingles_P[1:] != shingles_P[:-1])))[: len(postings_P)]
-    lengths = np.diff(begins, append=len(postings_P))
+    lengths = np.diff(_begins(shingles_P), append=len(shingles_P))
     crowded_P = np.repeat(lengths > CROWD, lengths)
+    few = _pairs_in_groups(shingles_P[~crowded_P], rows_P[~crowded_P], rows, threshold)
+    # A shingle's crowd is cut into those who share the sketches that the shingle's number chooses.
+    crowd, crowded = shingles_P[crowded_P], rows_P[crowded_P]
+    chosen = TWO_SKETCHES[(crowd % np.uint64(len(TWO_SKETCHES))).astype(np.int64)]
+    first, second = (rows.sketches_NK[crowded, chosen[:, n]].astype(np.uint64) for n in (0, 1))
+    groups = mix(mix(first << np.uint64(32) | second) ^ crowd)
+    order = np.lexsort((crowded, groups))
+    many = _pairs_in_groups(groups[order], crowded[order], rows, threshold)
+    return Sharing(np.sort(few), np.unique(many), crowded.astype(np.uint32))
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """Where each group of equal, neighbouring values begins."""
+    return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))[: len(values)]
+
+
+def _pairs_in_groups(groups_P: np.ndarray, rows_P: np.ndarray, rows: Rows, threshold: float) -> np.ndarray:
+    """Pairs within groups, which are sorted, rows ascending in each; in large ones not all with all."""
 
     def alike(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         """The pairs of those at these places for which smaller size / larger size allows the threshold."""
@@ -163,68 +205,45 @@ def sharing_of(postings_P: np.ndarray, layout: Layout, rows: Rows, threshold: fl
         possible = np.minimum(sizes_a, sizes_b) >= threshold * np.maximum(sizes_a, sizes_b) - ALMOST
         return pack_pairs(a[possible], b[possible])
 
-    # 1. Few with a shingle: all with all. Many: each with its neighbours.
-    few: list[np.ndarray] = []
-    many: list[np.ndarray] = []
-    at = np.arange(len(postings_P))
+    begins = _begins(groups_P)
+    lengths = np.diff(begins, append=len(groups_P))
+    large_P = np.repeat(lengths > CROWD, lengths)
+    found: list[np.ndarray] = []
+    at = np.arange(len(groups_P))
     for distance in range(1, CROWD):
-        at = at[at + distance < len(postings_P)]
-        at = at[shingles_P[at] == shingles_P[at + distance]]
+        at = at[at + distance < len(groups_P)]
+        at = at[groups_P[at] == groups_P[at + distance]]
         if distance == NEIGHBOURS + 1:
-            at = at[~crowded_P[at]]
+            at = at[~large_P[at]]
         if not len(at):
             break
-        crowded = crowded_P[at]
-        few.append(alike(at[~crowded] + distance, at[~crowded]))
-        many.append(alike(at[crowded] + distance, at[crowded]))
-    # 2. Many: each with the first ones too.
+        found.append(alike(at + distance, at))
     large = lengths > CROWD
     for leader in range(LEADERS):
         starts = begins[large] + leader + NEIGHBOURS + 1
         counts = np.maximum(lengths[large] - leader - NEIGHBOURS - 1, 0)
-        many.append(alike(repeated(starts, counts), np.repeat(begins[large] + leader, counts)))
-    crowds = pack_pairs(rows_P[crowded_P], shingles_P[crowded_P] & np.uint64(0xFFFFFFFF))
-    return Sharing(np.sort(joined(few)), np.unique(joined(many)), np.sort(crowds))
+        found.append(alike(repeated(starts, counts), np.repeat(begins[large] + leader, counts)))
+    return joined(found)
 
 
 def enough_shared(
-    pairs: np.ndarray, in_crowds: np.ndarray, crowds: np.ndarray, rows: Rows, threshold: float
+    pairs: np.ndarray, in_crowds: np.ndarray, crowds_N: np.ndarray, rows: Rows, threshold: float
 ) -> np.ndarray:
     """The distinct pairs that share as many of their rarest shingles as similar texts must; sorted.
 
-    pairs: sorted, as often as they share one. in_crowds: other pairs, once or more. crowds: sorted, of all rows.
+    pairs: sorted, as often as they share one. in_crowds: other pairs, once or more. crowds_N: of how many crowds each
+    row is a part. What two rows share there was not counted: such pairs must have one of the sketches in common.
     """
     one = np.uint64(1)
     all_pairs = np.sort(np.concatenate((pairs << one, in_crowds << one | one)))
     found = all_pairs >> one
-    begins = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1])))[: len(found)]
+    begins = _begins(found)
     found = found[begins]
     shared = np.add.reduceat((all_pairs & one) ^ one, begins).astype(np.int64) if len(begins) else np.zeros(0, np.int64)
     later, earlier = unpack_pairs(found)
     needed = rows.must_share(later, earlier, threshold)
-    # In crowds they may share more; those that are in few cannot share enough.
-    crowds_a, crowds_b = (_spans(some, crowds) for some in (later, earlier))
-    possible = shared + np.minimum(crowds_a[1], crowds_b[1]) >= needed
-    missing = np.flatnonzero(possible & (shared < needed))
-    for begin in range(0, len(missing), AT_ONCE):
-        some = missing[begin : begin + AT_ONCE]
-        spans = [(begins[some], counts[some]) for begins, counts in (crowds_a, crowds_b)]
-        shared[some] += _in_common(spans, crowds)
-    return found[shared >= needed]
-
-
-def _spans(rows: np.ndarray, crowds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the crowds of each row begin, and how many they are."""
-    begins = np.searchsorted(crowds, rows.astype(np.uint64) << np.uint64(32))
-    return begins, np.searchsorted(crowds, (rows.astype(np.uint64) + np.uint64(1)) << np.uint64(32)) - begins
-
-
-def _in_common(spans: Sequence[tuple[np.ndarray, np.ndarray]], crowds: np.ndarray) -> np.ndarray:
-    """Of how many crowds both rows of each pair are a part. spans: of the pairs' later rows, of their earlier ones."""
-    numbers: list[np.ndarray] = []
-    for begins, counts in spans:
-        pairs = np.repeat(np.arange(len(counts), dtype=np.uint64), counts) << np.uint64(32)
-        numbers.append(pairs | crowds[repeated(begins, counts)] & np.uint64(0xFFFFFFFF))
-    both = np.sort(np.concatenate(numbers))
-    twice = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
-    return np.bincount(twice.astype(np.int64), minlength=len(spans[0][0]))
+    enough = shared >= needed
+    doubtful = np.flatnonzero(~enough & (shared + np.minimum(crowds_N[later], crowds_N[earlier]) >= needed))
+    same = rows.sketches_NK[later[doubtful]] == rows.sketches_NK[earlier[doubtful]]
+    enough[doubtful] = same.any(axis=1)
+    return found[enough]

@@ -123,8 +123,8 @@ class Origin:
         shards = f"{first} to {last}" if is_range else ", ".join(map(str, self.chosen))
         files = ", ".join(f"`{name}` (sha256 `{found}`)" for name, found in self.files.items())
         return (
-            f"Shards {shards} of {self.num_shards} ({self.num_rows:,} usable rows in all), made of {files}. The terms of "
-            "what they were made of hold for these rows."
+            f"Shards {shards} of {self.num_shards} ({self.num_rows:,} usable rows in all), made of {files}. The terms "
+            "of what they were made of hold for these rows."
         )
 
 
