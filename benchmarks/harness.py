@@ -27,7 +27,10 @@ from afina.core.storage import write_json
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "benchmarks"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "xgrammar", "llguidance", "fastapi")
+LIBRARIES = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "xgrammar", "llguidance", "fastapi", "polars",
+    "ftfy", "tantivy", "usearch",
+)  # fmt: skip
 
 # (tokens, in, out) of the products whose best median is the ceiling: a small model's layer up to a large one's.
 PEAK_SHAPES = ((1024, 576, 1536), (2048, 2048, 2048), (1024, 2048, 8192), (4096, 4096, 4096))

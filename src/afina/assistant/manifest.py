@@ -52,6 +52,7 @@ def make_answerable(opened: Run, prepared: Prepared, catalogue: Catalogue, index
         batch_size=manifest.batch_size,
         title_input=title_input(opened.task, recipe.catalogue),
         text=sources.text,
+        dense=sources.dense,
         catalogue_key=catalogue.key,
         support_choice=choice,
     )

@@ -136,5 +136,6 @@ def _counted(
         "repetition": repeated or 0,
         "empty": not row.text.strip(),
         "cut": row.prediction.truncated,
-        "unfinished": max_text_tokens is not None and tokens >= max_text_tokens,
+        # The tokens of an answer with sources are those of the sources too: where its text ended is not known.
+        "unfinished": max_text_tokens is not None and tokens >= max_text_tokens and not row.prediction.sources,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import AfinaError
-from afina.core.storage import digest, explain_write_errors, read_json, write_json, write_text
+from afina.core.storage import explain_write_errors, read_json, write_json, write_text
 from afina.engine.hub import NANO, explain, quiet
 from afina.engine.loader import BASE_FILE, BaseSpec, resolve, specialist_spec, weights_folder
 from afina.publishing.card import model_card
@@ -160,9 +160,3 @@ def _put_clean(source: Path, folder: Path, name: str) -> None:
 
 def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in LOCAL_KEYS}
-
-
-def key_of(source: ModelSource) -> str:
-    """Of all that decides the publication's weights."""
-    manifest = Manifest.read(source.specialist)
-    return digest([manifest.recipe_hash, manifest.data_hash, manifest.fingerprint])

@@ -27,6 +27,7 @@ from afina.engine.prefix import Prefixes
 from afina.engine.reading import Reader
 from afina.engine.renderer import Renderer
 from afina.engine.writer import Writer
+from afina.retrieval.dense import DenseIndex
 from afina.retrieval.index import ProductIndex
 from afina.retrieval.passage import Hit
 from afina.retrieval.support import HITS, support
@@ -63,6 +64,13 @@ class _Found:
             return self.question.note
         read = len(self.question.text) - self.asked.question_cut
         return f"The question is longer than the model reads; its first {read:,} characters were read."
+
+
+def open_index(folder: Path, settings: Settings) -> ProductIndex:
+    """With vectors beside the words where the specialist was made with them. Raises RunError, MachineError."""
+    if settings.dense is None:
+        return ProductIndex.open(folder, catalogue_key=settings.catalogue_key)
+    return DenseIndex.open_dense(folder, model=settings.dense, catalogue_key=settings.catalogue_key)
 
 
 class Grounded:
@@ -112,7 +120,7 @@ class Grounded:
                 f"trained for ({wanted}). Name the run's own index, or build it again: afina index RECIPE."
             )
         if index is None:
-            index = ProductIndex.open(folder.parent / INDEX, catalogue_key=settings.catalogue_key)
+            index = open_index(folder.parent / INDEX, settings)
         specialist = specialist or Specialist.load(folder)
         renderer = specialist.predictor.renderer
         if fingerprint(renderer) != trained:

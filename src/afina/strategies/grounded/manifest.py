@@ -29,7 +29,8 @@ class Settings:
     passages, passage_chars, max_sources: as in the recipe's group `sources`. min_support: below it a question is
     refused without asking the model; in [0, 1]. max_length: tokens of prompt and answer. max_text_tokens: of the
     answer's text. questions: templates around {title}, for rows that come without a question. text: "quoted" makes the
-    sentences that are cited the answer, "written" lets the model say it, for whose words nobody vouches. title_input:
+    sentences that are cited the answer, "written" lets the model say it, for whose words nobody vouches. dense: the
+    model of the vectors in the index; None for words alone. title_input:
     the task's input that is the title. catalogue_key: of the catalogue that it was trained for; None for any.
     support_choice: how min_support was chosen, JSON-ready.
     """
@@ -43,6 +44,7 @@ class Settings:
     max_text_tokens: int
     batch_size: int
     text: AnswerText = "quoted"
+    dense: str | None = None
     title_input: str = "title"
     catalogue_key: str | None = None
     support_choice: Mapping[str, Any] = field(default_factory=dict)
