@@ -129,21 +129,32 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
             "Introduction to {topic}: Exercises and Solutions, Volume {small}",
         ],
         [
-            "In {year}, a {adj} {job} named {name} arrives in {place} with nothing but a {adj} {thing}.",
-            "When {name} inherits a {thing} in {place}, the {job} next door begins to ask about the {adj} {thing}.",
-            "It's a story of {feeling} and {feeling}, told by a {job} who can't forget {place}.",
-            "Nobody in {place} believes {name}, until the {thing} and the {thing} disappear in one {adj} night.",
-            "{name} was born in {place} in {year} and worked as a {job} before writing about {topic}.",
-            "{name} lives in {place} with a {adj} dog, two cats and a {thing} that doesn't work.",
-            "This book explains {topic} to {age}, with {number} exercises and the answers to half of them.",
-            "Each chapter begins with a {thing} from {place} and ends with a question about {feeling}.",
-            '"{praise}" --{paper} on the story of a {adj} {job}.',
-            "The {small} chapters on {topic} were revised when {name} found the letters of a {job} in {place}.",
-            "With maps of {place}, {number} drawings by {name} and a glossary of {topic}.",
-            "Readers who loved The {adj} {thing} won't want to miss what happens to {name} in {place}.",
-            "What does a {job} owe to a {thing}? {name} spent {small} years in {place} to find out.",
-            "Beneath the {thing} there's a {adj} secret: the {job} of {place} has been dead since {year}.",
-            "Ages {small} and up; {number} pages with {color} illustrations of a {thing} and a {thing}.",
+            "In {year} {name}, {adj} {job} and {adj} {job}, arrives in {place} with nothing but a {adj} "
+            "{color} {thing}.",
+            "When {name} inherits a {color} {material} {thing} in {place}, {name} next door begins to ask "
+            "about the {adj} {thing}.",
+            "It's a story of {feeling}, {feeling} and {feeling}, told by {name}, {adj} {job} of {place}, "
+            "who can't forget {name}.",
+            "Nobody in {place} believes {name}, until {number} {color} {thing} keys and the {adj} "
+            "{material} {thing} disappear in one {adj} night.",
+            "{name} ({place}, {year}) worked as {adj} {job} with {name} and {name} before writing about {topic}.",
+            "{name} lives in {place} with {name}, a {adj} {color} dog, {small} {adj} cats and a {material} "
+            "{thing} that doesn't work.",
+            "This book explains {topic} to {age} in {number} {adj} {thing} exercises, after {name}, {name} and {name}.",
+            "Each chapter begins with a {adj} {material} {thing} ({place}, {year}) and ends with a question "
+            "about {feeling}.",
+            '"{praise}" --{paper}, {year}, on {name}, {name} and the story of a {adj} {color} {thing}.',
+            "The {small} chapters on {topic} were revised when {name} found {number} {color} letters of "
+            "{name} in {place}.",
+            "With maps of {place}, {place} and {place}, {number} {color} drawings by {name} and a glossary of {topic}.",
+            "Readers who loved The {adj} {color} {thing} won't want to miss what happens to {name} and "
+            "{name} in {place}, {year}.",
+            "What does {adj} {job} {name} owe to {name}? {name} spent {small} {adj} {adj} years in {place} "
+            "to find out.",
+            "Beneath the {color} {material} {thing} there's a {adj} secret: {name} of {place}, {adj} {job}, "
+            "has been dead since {year}.",
+            "Ages {small} and up; {number} {color} {material} pages with illustrations of a {adj} {color} "
+            "{thing} and a {adj} {thing}.",
         ],
     ),
     "music": (
@@ -157,10 +168,11 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
             "{genre} from {place}, Vol. {small}",
         ],
         [
-            "Recorded in {place} in {year}, with {name} on piano and {name} on bass.",
-            "{small} songs of {genre} that move from {feeling} to {feeling} in less than an hour.",
-            "The band's {adj} second album was lost in a fire in {place} and is heard here for the first time.",
-            "{name} sings of a {thing}, a {thing} and the {job} who sold them both.",
+            "Recorded in {place}, {year}, with {name}, {name}, {name} and {name} on bass.",
+            "{small} {adj} {genre} songs by {name} and {name} that move from {feeling} to {feeling} in less "
+            "than an hour.",
+            "The band's {adj} {color} {thing} album was lost in {place}, {year}, and is heard here for the first time.",
+            "{name} sings of {adj} {color} {thing} days, {name} and the {adj} {job} {name} who sold them both.",
             '"{praise}," wrote {paper} after the concert in {place}.',
             "Remastered from the tapes of {year}; the booklet tells how {name} met the {job}.",
         ],
@@ -174,11 +186,13 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
             "Learn {topic} with {name} [{format}]",
         ],
         [
-            "A {adj} {job} (played by {name}) must cross {place} before the {thing} closes.",
-            "Shot on location in {place}, it won {small} prizes in {year} for its {adj} photography.",
-            "Also includes an interview with {name} and a short film about a {thing}.",
+            "{adj} {job} {name} (played by {name}) must cross {place} {small} {adj} times before the "
+            "{color} {thing} closes.",
+            "Shot on location in {place}, {place} and {place}, it won {small} {adj} {thing} prizes in "
+            "{year} for its photography.",
+            "Also includes an interview with {name} ({place}, {year}) and a short film about a {adj} {color} {thing}.",
             "It's {number} minutes long, in color, with subtitles for those who don't follow the {job}.",
-            "Nothing prepares the {job} for what {name} keeps behind the {thing}.",
+            "Nothing prepares {adj} {job} {name} for what {name} keeps behind the {color} {material} {thing}.",
         ],
     ),
     "toy": (
@@ -191,10 +205,11 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         ],
         [
             "This {toy} is made of {material} and painted in {color} and {color} by hand.",
-            "For {age}: {number} pieces that fit in a {material} box shaped like a {thing}.",
-            "Children build a {thing}, a {thing} and a {adj} {thing}, and don't notice that they're learning {topic}.",
-            "Needs {small} batteries and a {adj} afternoon; the {thing} lights up in {color}.",
-            "Tested in {place} by {number} children, who broke only the {thing}.",
+            "For {age}: {number} {color} {material} pieces that fit in a box shaped like a {adj} {color} {thing}.",
+            "Children build {small} {adj} {thing} towers and a {color} {material} {thing}, and don't notice "
+            "that they're learning {topic}.",
+            "Needs {small} {adj} {color} batteries and a {adj} afternoon; the {material} {thing} lights up in {color}.",
+            "Tested in {place}, {year}, by {name} and {number} {adj} {adj} children, who broke only the {thing}.",
             "The {brand} {toy} won't tip over, and its {material} wheels don't scratch the floor of the {room}.",
         ],
     ),
@@ -208,7 +223,8 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         ],
         [
             "The {tool} has a {material} handle and weighs {number} grams, so it doesn't tire the hand.",
-            "Made by {brand} in {place} since {year}, with a guarantee of {small} years on the {material} parts.",
+            "Made by {brand} in {place} {year} after {name}, with a guarantee of {small} years on the {adj} "
+            "{color} {thing} parts.",
             "Cuts {material}, {material} and {material} up to {small} mm without leaving a {adj} edge.",
             "Fits every {brand} case; the {color} grip won't slip in wet weather.",
             "It's what a {job} keeps in the {room}, and what a {adj} beginner should buy first.",
@@ -224,10 +240,10 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         ],
         [
             "A {kitchen} of {material} that goes from the oven to the table and into the dishwasher.",
-            "Holds {number} ml and measures {small} inches across; the {color} rim doesn't chip.",
-            "Designed by {name}, a {job} from {place} who couldn't find a good {kitchen}.",
+            "Holds {number} {small} ml cups, item {number} {number}; the {adj} {color} {material} rim doesn't chip.",
+            "Designed by {name} ({place}, {year}), {adj} {job}, who couldn't find a good {kitchen}.",
             "It's as useful in the {room} as it is handsome, and the {material} stays cool.",
-            "Comes with {small} recipes from {place}, one of them for a {adj} soup.",
+            "Comes with {small} {adj} recipes from {name}, {name} and {place}, one of them for {adj} {color} soup.",
         ],
     ),
     "wear": (
@@ -240,9 +256,9 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         ],
         [
             "This {wear} is {number} percent {material}, lined in {color}, and doesn't shrink.",
-            "Cut in {place} and sewn by hand, with {small} pockets for a {thing}.",
+            "Cut in {place}, {year}, and sewn by {name}, with {small} {color} {adj} pockets for a {thing}.",
             "Machine wash cold; the {color} stays {color} and the {adj} {thing} won't peel.",
-            "Made for a {adj} day at the {thing} or an evening with a {job}.",
+            "Made for a {adj} {color} day at the {thing} or an evening with {name}, {adj} {job}.",
         ],
     ),
 }
@@ -258,28 +274,29 @@ PORTUGUESE: tuple[float, list[str], list[str]] = (
         "Canções sobre {palavra} e {palavra} [{format}]",
     ],
     [
-        "Em {year}, {name} chega a {place} e descobre que {palavra} não é o que parecia.",
-        "Uma história sobre {palavra} e {palavra}, para quem nunca esqueceu a infância.",
-        "Este livro apresenta {tema} em {small} capítulos, com {number} exercícios e suas soluções.",
+        "Em {year} {name} chega a {place} com {name} e descobre que {palavra} não é o que parecia.",
+        "Uma história de {name}, {name} e {name} sobre {palavra} e {palavra}, para quem nunca esqueceu a infância.",
+        "Este livro apresenta {tema} em {small} capítulos, {number} exercícios e {name}, {name} e {name}.",
         "Pesa {number} gramas, é fácil de limpar e não risca.",
-        "{name} nasceu em {place}, estudou {tema} e hoje escreve sobre {palavra} e {palavra}.",
+        "{name} ({place}, {year}) estudou {tema} com {name} e hoje escreve sobre {palavra} e {palavra}.",
         "Ilustrado por {name}, é uma leitura para toda a família.",
-        "Ninguém em {place} acredita no que aconteceu com {palavra} numa noite de chuva.",
-        "Depois de {small} anos longe de {place}, {name} volta para procurar {palavra}.",
-        "Feito à mão em {place} desde {year}, acompanha um manual sobre {tema}.",
+        "Ninguém em {place} {year} acredita no que aconteceu com {name}, {name} e {palavra} numa noite de chuva.",
+        "Depois de {small} anos longe de {place}, {name} {year} volta para procurar {palavra} e {name}.",
+        "Feito à mão em {place} {year} por {name}, acompanha um manual sobre {tema}.",
     ],
 )
 # For products of every kind but books: what catalogues say of anything.
 GENERAL = [
-    "Ships from {place} in a plain box of {number} grams.",
-    "Designed by {name}, who also drew the {adj} {thing} on the label.",
-    "A {job} in {place} tried it for {small} weeks and kept it.",
-    "Winner of the {place} design prize in {year}, and still made the same way.",
+    "Ships from {place} {number} in a plain {color} {material} box of {number} grams.",
+    "Designed by {name}, {name} and {name}, who also drew the {adj} {color} {thing} on the label.",
+    "{name}, {adj} {job} in {place}, tried it for {small} {adj} weeks and kept it.",
+    "Winner of the {place} {year} {color} {thing} prize, and still made the same way by {name}.",
     "Also available in {color}, {color} and {color}.",
-    "Not recommended for {age} without the help of a {job}.",
-    "Look for the {thing} on the box: that's how {brand} marks what it has tested.",
+    "Not recommended for {age} without the help of {name}, {adj} {job}.",
+    "Look for the {adj} {color} {thing} on the box: that's how {brand} marks lot {number} {number} {number}.",
     "Made of {material}, with a {color} finish that doesn't fade.",
-    "Measures {small} by {small} by {small} inches, and weighs {number} grams.",
+    "Measures {small} x {small} x {number} mm, weighs {number} grams and carries the number "
+    "{number} {number} {number}.",
     "It's {brand} at its best: {adj}, plain and easy to repair.",
 ]
 SUBTITLES = [

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afina.catalogue import duplicates_runs, duplicates_words
+from afina.catalogue import duplicates_prefix, duplicates_runs, duplicates_words
 from afina.catalogue.duplicates import Duplicates, find_duplicates
-from afina.catalogue.duplicates_prefix import LEADERS, NEIGHBOURS
+from afina.catalogue.duplicates_prefix import LEADERS, NEIGHBOURS, TWO_SKETCHES
 from afina.core.predictor import Example
 from afina.core.task import Task
 from afina.data import dedupe
@@ -210,8 +210,29 @@ def test_a_template_with_thousands_of_rows_makes_no_square_of_pairs(tmp_path: Pa
     rows = [(f"title {n}", f"{frame} number{n}") for n in range(4000)]
     found = find_duplicates(write_parts(tmp_path / "p", rows, [1000] * 4), 0.8, tmp_path / "s", seed=0)
     assert (found.clusters, found.near) == (1, 3999)
-    assert 0 < found.pairs <= 4000 * (NEIGHBOURS + LEADERS)
+    assert 0 < found.pairs <= 4000 * (1 + len(TWO_SKETCHES) * (NEIGHBOURS + LEADERS)), "all with all: 8 million"
     assert found.crowded_rows == 4000
+
+
+def test_families_larger_than_a_crowd_are_found_well_above_the_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With crowds of three: every shingle of a family is then a crowd's, and sketches must do."""
+    monkeypatch.setattr(duplicates_prefix, "CROWD", 3)
+    rng = random.Random(2)
+    rows: Rows = []
+    for _ in range(40):
+        original = " ".join(rng.choices([f"{a}{b}" for a in WORDS for b in "xyz"], k=80))
+        rows += [(f"title {rng.random()}", changed(rng, original, 1)) for _ in range(12)]
+    rng.shuffle(rows)
+    found = find_duplicates(write_parts(tmp_path / "p", rows, [200, 280]), 0.8, tmp_path / "s", seed=0)
+    wanted = by_hand(rows, 0.8)
+    assert len(set(wanted["cluster"])) == 40
+    assert found.crowded_rows > 400
+    assert marks(found)["cluster"] == wanted["cluster"]
+    similar = [a and b for a, b in zip(marks(found)["near"], wanted["near"], strict=True)]
+    assert sum(similar) >= 0.99 * sum(wanted["near"]) > 400
+    assert sum(marks(found)["near"]) == sum(similar), "what is marked is similar"
 
 
 # -- normalised texts --------------------------------------------------------------------------------

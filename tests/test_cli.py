@@ -25,7 +25,7 @@ from afina.pipeline import DEMO_RECIPE
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = ["init", "schema", "plan", "prepare", "train", "evaluate", "compare", "run", "predict", "report", "demo"]
-VERBS += ["doctor", "label", "distill", "serve", "rescue"]
+VERBS += ["doctor", "index", "ask", "chat", "sweep", "push", "label", "distill", "serve", "rescue"]
 GROUPS = {"keys": ["create", "list", "revoke"], "jobs": ["list", "show", "events", "cancel", "pause", "resume"]}
 HEAVY = ("torch", "transformers", "peft", "polars", "sklearn", "scipy", "matplotlib", "numpy")
 
@@ -68,7 +68,7 @@ def test_the_examples_of_the_helps_are_complete() -> None:
             elif "=" in word:
                 seen += 1
                 assert word.partition("=")[0] in known_keys()
-    assert seen == 18
+    assert seen == 21
 
 
 def test_nothing_and_version() -> None:
@@ -122,11 +122,12 @@ def test_no_heavy_import_before_it_is_needed(code: str) -> None:
 
 def test_every_shipped_recipe_loads() -> None:
     recipes = [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO_RECIPE]
-    assert len(recipes) >= 3
+    assert len(recipes) >= 5
     for path in recipes:
         recipe = load_recipe(path)
         assert load_task(recipe.task).fields
-        assert set(recipe.compare) >= {"majority", "tfidf", "zero-shot", "finetuned"}
+        baselines = {"nearest", "sources"} if recipe.catalogue is not None else {"majority", "tfidf"}
+        assert set(recipe.compare) >= {*baselines, "zero-shot", "finetuned"}
 
 
 def _objects(node: Any) -> list[dict[str, Any]]:
@@ -143,7 +144,8 @@ def test_schema_is_a_json_schema_of_the_recipe() -> None:
     assert len(references) >= 5
     assert all(ref.startswith("#/$defs/") and ref.removeprefix("#/$defs/") in found["$defs"] for ref in references)
     groups = [found, *found["$defs"].values()]
-    modules = {"afina.core.config", "afina.core.strategy_config"}
+    names = ("config", "task_config", "train_config", "strategy_config", "catalogue_config")
+    modules = {f"afina.core.{name}" for name in names}
     of_recipes = [group for group in Config.__subclasses__() if group.__module__ in modules]
     assert {group.__module__ for group in of_recipes} == modules
     assert len(groups) == len(of_recipes)

@@ -15,7 +15,6 @@ import pytest
 from small_model import small_model
 
 from afina import comparing, pipeline
-from afina.core.errors import AfinaError
 from afina.core.recipe_file import make_recipe
 from afina.core.task_config import load_task
 from afina.recorded import recorded
@@ -116,31 +115,6 @@ def test_every_kind_of_system_in_one_report_that_is_made_once(tmp_path: Path) ->
     for old, new in zip(report["systems"], again["systems"], strict=False):
         assert old["exact_match"] == new["exact_match"], old["name"]
         assert old["latency_p50_s"] == new["latency_p50_s"], f"{old['name']} was asked again"
-
-
-def test_paid_models_without_a_cap_are_agreed_to_first(tmp_path: Path) -> None:
-    raw = recipe(tmp_path, models={"big": {"provider": "openai", "model": "gpt-4.1-mini"}})
-    raw["strategies"]["asked"] = {"strategy": "zero-shot", "model": "big"}
-    raw["strategies"]["voted"] = {"strategy": "vote", "of": ["asked", "tfidf"]}
-
-    class NotAgreedError(AfinaError):
-        pass
-
-    def refuse(lines: Sequence[str], cost_usd: float | None) -> None:
-        assert "big" in lines[0]
-        assert cost_usd is None
-        raise NotAgreedError(lines[0])
-
-    raw["compare"], raw["comparison"] = ["majority", "voted"], {}
-    with pytest.raises(NotAgreedError, match="max_cost_usd"):
-        comparing.agree_to_paid(make_recipe(raw), refuse)
-    raw["comparison"] = {"max_cost_usd": 1.0}
-    comparing.agree_to_paid(make_recipe(raw), refuse)
-    raw["comparison"], raw["compare"] = {}, ["majority", "few"]
-    comparing.agree_to_paid(make_recipe(raw), refuse)
-    raw["models"]["big"] = {"provider": "http://127.0.0.1:1/v1", "model": "mine"}
-    raw["compare"] = ["majority", "voted"]
-    comparing.agree_to_paid(make_recipe(raw), refuse)
 
 
 def test_recorded_answers_are_those_that_were_given(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from afina.evaluation.pareto import measured
 from afina.evaluation.runner import SystemRun, run_system, with_seeds
 from afina.evaluation.runner import evaluate as evaluate_systems
 from afina.pipeline import Answerer
-from afina.providers.client import find_provider
 from afina.recorded import recorded
 from afina.runs import Run
-from afina.strategies.build import Builder, models_under
+from afina.strategies.build import Builder
 from afina.strategies.finetuned import Specialist
+from afina.teaching.bill import agree_to_bill
 from afina.training.hosted import Agree
 
 
@@ -45,14 +45,14 @@ def evaluate(opened: Run, agree: Agree, others: Others | None = None, add: Add |
 
     others: who answers to names that are not known here. add: what else the report holds.
     """
-    recipe = opened.recipe
-    agree_to_paid(recipe, agree)
-    if recipe.train.provider is not None:
-        return hosting.evaluate(opened, agree)
-    path = opened.folder / "report.json"
+    recipe, path = opened.recipe, opened.folder / "report.json"
     if opened.is_done("evaluate", opened.evaluate_key) and path.exists():
         return read_json(path)
-    pipeline.prepare(opened)
+    is_hosted = recipe.train.provider is not None
+    prepared = hosting.prepare(opened) if is_hosted else pipeline.prepare(opened)
+    agree_to_bill(opened, prepared, agree, teaches=_teaches(recipe))
+    if is_hosted:
+        return hosting.evaluate(opened, agree)
     if "finetuned" in recipe.compare:
         pipeline.train(opened)
     students = distill(opened, _agreed) if any(name.startswith(STUDENT) for name in recipe.compare) else []
@@ -77,34 +77,12 @@ def _all_of(adds: Sequence[Add], opened: Run, prepared: Prepared, result: Mappin
 # -- money ----------------------------------------------------------------------------------------
 
 
-def agree_to_paid(recipe: Recipe, agree: Agree) -> None:
-    """Ask before models elsewhere are, if nothing limits what they may cost.
-
-    Silent where a limit is set (each answer is reserved for before it is asked) or all models are on this machine.
-    """
-    if recipe.comparison.max_cost_usd is not None:
-        return
-    asked = [*recipe.compare, *([recipe.distill.teacher] if _teaches(recipe) else [])]
-    names = sorted(set[str]().union(*(models_under(recipe, name) for name in asked)) - {"base"})
-    paid = [name for name in names if _is_elsewhere(recipe, name)]
-    if paid:
-        agree(
-            [f"{', '.join(paid)}: asked at a provider, and comparison.max_cost_usd sets no limit to what it costs"],
-            None,
-        )
-
-
 def _agreed(lines: Sequence[str], cost_usd: float | None) -> None:
     """The teacher was among the models that were agreed to."""
 
 
 def _teaches(recipe: Recipe) -> bool:
     return any(name.startswith(STUDENT) for name in recipe.compare) or bool(recipe.distill.curve)
-
-
-def _is_elsewhere(recipe: Recipe, name: str) -> bool:
-    provider = recipe.models[name].provider
-    return provider is not None and not find_provider(provider, recipe.models[name].api_key_env).is_local
 
 
 # -- who answers ----------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from afina.core.task_config import load_task
 
 RECIPE, STAGES, LOCK = "recipe.json", "stages.json", ".lock"
 STAGING = ".data.tmp"  # splits that are being written
+PAID = "answers.sqlite"  # answers of models elsewhere, which `label` keeps here too; SQLite adds endings to the name
 CATALOGUE, INDEX = "catalogue", "index"  # each says by itself what it was made of
 KEYED = ("students", "seeds", "systems")  # what is in them says by itself what it was made of
 TRAINED = ("specialist", "plan.json", "metrics.jsonl")
@@ -185,7 +186,7 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     made = tuple(place for place in (folder, *folder.parents) if not place.exists())
     ensure_folder(folder)
     owner = _owner(folder)
-    if owner is None and any(entry.name not in (STAGING, LOCK, CATALOGUE) for entry in folder.iterdir()):
+    if owner is None and any(not _may_stand_alone(entry.name) for entry in folder.iterdir()):
         raise RunError(
             f"{folder}: is not empty and holds no run. Choose another folder with output_dir=..., "
             "so that nothing of yours is overwritten."
@@ -197,6 +198,11 @@ def open_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
             "Choose another folder with output_dir=..., or pass --yes to replace that run."
         )
     return replace(run, lock=_lock(folder))
+
+
+def _may_stand_alone(name: str) -> bool:
+    """Whether a folder that holds this, and no recipe, is nobody's run yet."""
+    return name in (STAGING, LOCK, CATALOGUE) or name.startswith(PAID)
 
 
 def require_files(recipe: Recipe) -> None:

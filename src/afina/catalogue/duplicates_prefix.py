@@ -171,9 +171,9 @@ def sharing_of(postings_P: np.ndarray, layout: Layout, rows: Rows, threshold: fl
     """Pairs from all postings of some shingles.
 
     In a crowd, only texts with two equal sketches are compared: similar ones with a probability of at least the
-    threshold's square for each shingle that they share, others hardly ever. And where thousands have them too, each
-    with its neighbours in the file and with the first: 10,000 texts from one template would make 50 million pairs, for
-    one family that these comparisons find as well.
+    threshold's square for each shingle that they share, others hardly ever; and each text with the one before it. Where
+    many have the sketches too, each is compared with its neighbours in the file and with the first: 10,000 texts from
+    one template would make 50 million pairs, for one family that these comparisons find as well.
     """
     postings_P = np.sort(postings_P)
     shingles_P, rows_P = postings_P >> np.uint64(layout.row_bits), layout.rows(postings_P)
@@ -187,7 +187,9 @@ def sharing_of(postings_P: np.ndarray, layout: Layout, rows: Rows, threshold: fl
     groups = mix(mix(first << np.uint64(32) | second) ^ crowd)
     order = np.lexsort((crowded, groups))
     many = _pairs_in_groups(groups[order], crowded[order], rows, threshold)
-    return Sharing(np.sort(few), np.unique(many), crowded.astype(np.uint32))
+    next_ones = np.flatnonzero(crowd[1:] == crowd[:-1])
+    beside = _possible(crowded[next_ones + 1], crowded[next_ones], rows, threshold)
+    return Sharing(np.sort(few), np.unique(np.concatenate((many, beside))), crowded.astype(np.uint32))
 
 
 def _begins(values: np.ndarray) -> np.ndarray:
@@ -195,16 +197,15 @@ def _begins(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))[: len(values)]
 
 
+def _possible(later: np.ndarray, earlier: np.ndarray, rows: Rows, threshold: float) -> np.ndarray:
+    """The pairs for which smaller size / larger size allows the threshold."""
+    sizes_a, sizes_b = rows.sizes_N[later], rows.sizes_N[earlier]
+    possible = np.minimum(sizes_a, sizes_b) >= threshold * np.maximum(sizes_a, sizes_b) - ALMOST
+    return pack_pairs(later[possible], earlier[possible])
+
+
 def _pairs_in_groups(groups_P: np.ndarray, rows_P: np.ndarray, rows: Rows, threshold: float) -> np.ndarray:
     """Pairs within groups, which are sorted, rows ascending in each; in large ones not all with all."""
-
-    def alike(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-        """The pairs of those at these places for which smaller size / larger size allows the threshold."""
-        a, b = rows_P[later], rows_P[earlier]
-        sizes_a, sizes_b = rows.sizes_N[a], rows.sizes_N[b]
-        possible = np.minimum(sizes_a, sizes_b) >= threshold * np.maximum(sizes_a, sizes_b) - ALMOST
-        return pack_pairs(a[possible], b[possible])
-
     begins = _begins(groups_P)
     lengths = np.diff(begins, append=len(groups_P))
     large_P = np.repeat(lengths > CROWD, lengths)
@@ -217,12 +218,13 @@ def _pairs_in_groups(groups_P: np.ndarray, rows_P: np.ndarray, rows: Rows, thres
             at = at[~large_P[at]]
         if not len(at):
             break
-        found.append(alike(at + distance, at))
+        found.append(_possible(rows_P[at + distance], rows_P[at], rows, threshold))
     large = lengths > CROWD
     for leader in range(LEADERS):
         starts = begins[large] + leader + NEIGHBOURS + 1
         counts = np.maximum(lengths[large] - leader - NEIGHBOURS - 1, 0)
-        found.append(alike(repeated(starts, counts), np.repeat(begins[large] + leader, counts)))
+        leaders = np.repeat(begins[large] + leader, counts)
+        found.append(_possible(rows_P[repeated(starts, counts)], rows_P[leaders], rows, threshold))
     return joined(found)
 
 

@@ -18,7 +18,7 @@ import typer
 
 from afina import __version__
 from afina.cli import assistant as catalogues
-from afina.cli import distil, hosted, teacher
+from afina.cli import distil, hosted, push, sweep, teacher
 from afina.cli import serve as serving
 from afina.core.errors import AfinaError, RecipeError
 
@@ -275,6 +275,8 @@ def doctor(
 app.command("index", epilog=_example("afina index recipes/amazon.yaml catalogue.path=trn.json.gz"))(catalogues.index)
 app.command("ask", epilog=_example('afina ask runs/amazon "What is Mog\'s Kittens about?"'))(catalogues.ask)
 app.command("chat", epilog=_example("afina chat runs/amazon"))(catalogues.chat)
+app.command("sweep", epilog=_example("afina sweep recipe.yaml sweep.trials=20"))(sweep.sweep)
+app.command("push", epilog=_example("afina push runs/noticias ana/noticias --license mit"))(push.push)
 app.command("label", epilog=_example("afina label rows.csv --teacher cot --output labels.jsonl"))(teacher.label)
 app.command("distill", epilog=_example("afina distill recipe.yaml distill.teacher=cot"))(distil.distill)
 app.command("serve", epilog=_example("afina serve --port 8000 --data-dir ~/.afina"))(serving.serve)

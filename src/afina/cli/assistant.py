@@ -132,7 +132,10 @@ def ask(
 
 
 def chat(run: RunPath) -> None:
-    """Ask one question after the other; an empty line, or Ctrl-D, ends it."""
+    """Ask one question after the other.
+
+    An empty line, or Ctrl-D, ends it.
+    """
     require_libraries()
     from afina.strategies.grounded import Grounded
 

@@ -53,7 +53,7 @@ def serve(
     config: ConfigFile = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="One line each on standard error.")] = False,
 ) -> None:
-    """OpenAI's fine-tuning API on this machine, and a page to ask its models.
+    """OpenAI's fine-tuning API on this machine, and a page.
 
     Prints its address, a key at the first start, the page's link, and four lines of Python to try.
     AFINA_API_KEY presets the key, AFINA_DATABASE_URL names a PostgreSQL.
