@@ -509,12 +509,15 @@ def test_trouble_is_one_clear_line(browser: Any, site: Server, shots: Path) -> N
         assert "characters were read" in page.locator(".answer").last.text_content()
         visit.check_errors(1)  # the refused question
         with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
-            asked = [http.post("/v1/chat/completions", json={}).status_code for _ in range(LIMIT_A_MINUTE + 3)]
-        assert asked[-1] == 429
-        page.locator(".pair select").first.select_option("base:afina/nano")
-        visit.ask("Bom dia!")
-        said = page.locator(".answer .wrong").last.text_content()
-        assert re.fullmatch(r"Too many requests for this key\. Try again in \d+ s\.", said)
+            page.locator(".pair select").first.select_option("base:afina/nano")
+            for _ in range(5):  # each second one more request is let in, which a slow machine may spend on the page
+                asked = [http.post("/v1/chat/completions", json={}).status_code for _ in range(LIMIT_A_MINUTE + 3)]
+                assert asked[-1] == 429
+                visit.ask("Bom dia!")
+                said = page.locator(".answer").last.text_content()
+                if "Too many requests" in said:
+                    break
+        assert re.search(r"Too many requests for this key\. Try again in \d+ s\.", said)
         page.context.set_offline(True)
         visit.ask("Bom dia!")
         assert "does not answer" in page.locator(".answer .wrong").last.text_content()
