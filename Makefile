@@ -38,6 +38,8 @@ bench: $(STAMP)           ## the short benchmarks, rivals included (about half a
 	$(BIN)/python benchmarks/answer.py --shape nano
 	$(BIN)/python benchmarks/cost.py --quick
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/retrieve.py --quick
 
 nano: $(STAMP)            ## pretrain the embedded model (about an hour on two cores)
 	$(BIN)/python pretraining/train.py --data $${AFINA_SHARED:-../shared/data}/pretrain --out build/nano

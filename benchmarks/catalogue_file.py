@@ -29,23 +29,23 @@ from typing import IO, Any
 
 import catalogue_words as words
 import numpy as np
+from catalogue_compose import Composer
 
 # Of the real file's 2,248,619 rows; a content and a title are missing together in 18,519.
 NO_TITLE, NO_CONTENT, NEITHER = 126_834 / 2_248_619, 749_901 / 2_248_619, 18_519 / 2_248_619
 CONTENT_MEDIAN, CONTENT_SPREAD, LONGEST_CONTENT = 430, 0.85, 197_622  # characters; spread of the logarithm
 HUGE, HUGE_MEDIAN = 1 / 2000, 12_000  # contents that hold a whole chapter
-LONGEST_TITLE, LONG_TITLES = 1999, 1 / 5000
 NUM_LABELS, LABELS_MEDIAN = 1_305_265, 13  # of target_ind
 # Shares of the rows that have both title and content.
-COPIED_TITLE, BLURB, EXACT_COPY, NEAR_COPY, EQUALS_TITLE, ONLY_REMARK, SHORT = (
-    0.028,
-    0.05,
-    0.006,
-    0.025,
-    0.01,
-    0.005,
-    0.05,
-)
+KINDS = {
+    "exact_copy": 0.006,
+    "near_copy": 0.025,
+    "copied_title": 0.028,
+    "blurb": 0.05,
+    "equals_title": 0.01,
+    "only_remark": 0.005,
+    "short": 0.05,
+}  # all others are fresh
 ENTITIES, REMARK, GLUED, HTML, SPACES, MOJIBAKE, INVISIBLE, UNICODE = 0.17, 0.24, 0.17, 0.03, 0.05, 0.006, 0.003, 0.15
 TITLE_ENTITIES, TITLE_HTML = 0.022, 0.0005
 REMEMBERED = 2000  # earlier rows that copies are made of
@@ -58,132 +58,9 @@ QUOTES = ("&quot;", "&#34;", "&#x22;", "&amp;quot;")
 AMPERSANDS = ("&amp;", "&#38;", "&amp;amp;", "&#x26;")
 BLANKS = ("&#160;", "&nbsp;", "&#xA0;")
 LETTERS = {"é": ("&eacute;", "&#233;", "&#xe9;"), "ã": ("&atilde;", "&#227;"), "ç": ("&ccedil;", "&amp;ccedil;")}
-OWN = frozenset({"tool", "toy", "kitchen", "wear", "brand", "genre", "objeto", "tema", "material"})
-SERIES = ("Series", "Classics", "Collection")
-WITH_SUBTITLE = 60  # percent
-AN = tuple(f"A {vowel}" for vowel in "aeiou")
 TAGS = (("<p>", "</p>"), ("<b>", "</b>"), ("<br />", ""), ('<div class="desc">', "</div>"), ("&lt;i&gt;", "&lt;/i&gt;"))
 GLUE = re.compile(r"(?<=[a-z]{2}[.?!]) (?=[A-Z][a-z])")
-SLOT = re.compile(r"\{(\w+)\}")
 escaped: Callable[[str], str] = json.encoder.encode_basestring_ascii  # the quickest way to a JSON text
-
-
-Template = tuple[str, list[tuple[str, list[str]]]]  # a text with %s, and (slot, its words) for each
-Templates = list[Template]
-
-
-def sentence(text: str, english: bool) -> str:
-    """A capital to begin with, and "an" before vowels."""
-    if english:
-        for vowel in "aeiou":
-            text = text.replace(f" a {vowel}", f" an {vowel}").replace(f" A {vowel}", f" An {vowel}")
-        if text.startswith(AN):
-            text = f"An{text[1:]}"
-    return text if text[0].isupper() else text[0].upper() + text[1:]
-
-
-class Composer:
-    """Products out of words: the same ones for the same seed. All randomness is one stream of numbers."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.draw = self._numbers().__next__
-        self.pools = self._pools()
-        kinds = {**words.KINDS, "portuguese": words.PORTUGUESE}
-        self.told = [number for number, name in enumerate(kinds) if name == "book"]
-        self.kinds: list[tuple[Templates, Templates]] = []
-        for number, (_, titles, sentences) in enumerate(kinds.values()):
-            general = [] if number in self.told or number == len(words.KINDS) else words.GENERAL
-            self.kinds.append((self._templates(titles), self._templates([*sentences, *general])))
-        shares = np.array([share for share, _, _ in kinds.values()])
-        self.kind_of = np.repeat(np.arange(len(shares)), np.round(shares / shares.sum() * 1000).astype(int)).tolist()
-        self.blurbs, self.short = self._templates(words.BLURBS), self._templates(words.SHORT)
-        self.subtitles, self.suffixes = self._templates(words.SUBTITLES), self._templates(words.SUFFIXES)
-
-    def _numbers(self) -> Iterator[int]:
-        while True:
-            yield from self.rng.integers(0, 1 << 40, 1 << 16).tolist()
-
-    def _pools(self) -> dict[str, list[str]]:
-        found = words.word_lists()
-
-        def joined(name: str) -> list[str]:
-            return [a + b for a in found[f"{name} begin"] for b in found[f"{name} end"]]
-
-        return found | {
-            "name": [f"{first} {last}" for first in found["first"] for last in joined("last")],
-            "place": joined("place")
-            + [f"{a} {b}" for a in ("Port", "Saint", "New", "Upper", "Santa") for b in joined("last")],
-            "brand": joined("brand"),
-            "year": [str(year) for year in range(1850, 2015)],
-            "small": [str(n) for n in range(2, 25)],
-            "number": [str(n) for n in range(25, 990)],
-        }
-
-    def _templates(self, texts: Sequence[str]) -> Templates:
-        return [
-            (SLOT.sub("%s", text.replace("%", "%%")), [(slot, self.pools[slot]) for slot in SLOT.findall(text)])
-            for text in texts
-        ]
-
-    def written(self, template: Template, own: dict[str, str]) -> str:
-        """The template's slots filled; own: words of this product, which its title and its text have in common."""
-        draw = self.draw
-        text, slots = template
-        found: list[str] = []
-        for slot, pool in slots:
-            if slot in OWN:
-                word = own.get(slot)
-                if word is None:
-                    own[slot] = word = pool[draw() % len(pool)]
-            else:
-                word = pool[draw() % len(pool)]
-            found.append(word)
-        return text % tuple(found)
-
-    def any(self, templates: Templates, own: dict[str, str]) -> str:
-        return self.written(templates[self.draw() % len(templates)], own)
-
-    def title(self, kind: int, own: dict[str, str]) -> str:
-        draw = self.draw
-        text = self.any(self.kinds[kind][0], own)
-        if draw() % 100 < WITH_SUBTITLE and kind < len(words.KINDS):
-            text += self.any(self.subtitles if kind in self.told else self.suffixes, own)
-        if draw() % 100 < 20:
-            text += f" ({own.get('brand') or self.pools['brand'][draw() % 100]} {SERIES[draw() % len(SERIES)]})"
-        if not draw() % 4:
-            text = text.replace(" and ", " & ")
-        if not draw() % round(1 / LONG_TITLES):
-            length = draw() % LONGEST_TITLE
-            while len(text) < length:
-                text += ", " + self.any(self.kinds[kind][0], {})
-        return sentence(text[:LONGEST_TITLE], kind < len(words.KINDS))
-
-    def content(self, kind: int, length: float, own: dict[str, str]) -> str:
-        """Sentences of about `length` characters; a kind's sentences come in turn, so that few repeat each other."""
-        english = kind < len(words.KINDS)
-        if length < 45:
-            return sentence(self.any(self.short, own), english)
-        templates = self.kinds[kind][1]
-        at, step = self.draw() % len(templates), 1 + self.draw() % 2 * (len(templates) - 2)
-        sentences: list[str] = []
-        size = 0
-        while size < length - 50 or not sentences:
-            one = self.written(templates[at % len(templates)], own)
-            sentences.append(one if one[0].isupper() else one[0].upper() + one[1:])
-            size += len(one) + 1
-            at += step
-        text = " ".join(sentences)
-        if not self.draw() % 4:
-            text = text.replace(" and ", " & ")
-        return sentence(text, english)
-
-    def edited(self, content: str) -> str:
-        """A content like it: one word of about thirty is another."""
-        found = content.split(" ")
-        for _ in range(1 + len(found) // 60):
-            found[self.draw() % len(found)] = self.pools["thing"][self.draw() % 60]
-        return " ".join(found)
 
 
 class Dirt:
@@ -228,7 +105,7 @@ class Dirt:
             blank = self.one(("  ", "\n", "\t", " \u00a0", "\r\n"))
             text, done = text.replace(" ", blank, 1 + self.draw() % 5), [*done, "spaces"]
         if self.chosen(INVISIBLE):
-            at = self.draw() % len(text)
+            at = text.find(" ", self.draw() % len(text)) + 1  # between words: within an entity it would be another text
             text, done = text[:at] + self.one("\u0007\u0000\u200b\u00ad\u007f") + text[at:], [*done, "invisible"]
         if self.chosen(REMARK):
             text, done = text + self.one(words.REMARKS), [*done, "remark"]
@@ -353,17 +230,8 @@ class Catalogue:
         """(title, content, what kind of row it is)."""
         composer = self.composer
         place = composer.draw() % 10**9 / 10**9
-        shares = {
-            "exact_copy": EXACT_COPY,
-            "near_copy": NEAR_COPY,
-            "copied_title": COPIED_TITLE,
-            "blurb": BLURB,
-            "equals_title": EQUALS_TITLE,
-            "only_remark": ONLY_REMARK,
-            "short": SHORT,
-        }
         what = "fresh"
-        for name, share in shares.items():
+        for name, share in KINDS.items():
             place -= share
             if place < 0:
                 what = name

@@ -111,22 +111,22 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
     "book": (
         0.5,
         [
-            "The {adj} {thing}",
-            "The {job}'s {thing}",
+            "The {adj} {color} {thing}",
+            "The {adj} {job}'s {adj} {thing}",
             "{name} and the {adj} {thing}",
             "A {thing} in {place}",
             "{place}: A Novel",
             "The {thing} of {place}",
             "The {adj} {job} of {place} ({brand} Mysteries, Book {small})",
-            "Teach Yourself {topic}",
+            "Teach Yourself {topic} in {number} Days ({brand})",
             "{topic} for the {adj} {job}",
             "A Short History of {topic} in {place}",
-            "My First Book of the {thing} & the {thing}",
+            "My First Book of the {color} {thing} & the {adj} {thing}",
             "The {brand} Guide to {topic}, {small}th Edition",
             "{name}: A Life in {topic}",
             "Letters from {place}, {year}-{year}",
-            "{thing} and {thing}: Poems ({brand} Poetry Series)",
-            "Introduction to {topic}: Exercises and Solutions, Volume {small}",
+            "{thing} and {adj} {thing}: Poems ({brand} Poetry Series)",
+            "{name}'s Introduction to {topic}: Exercises and Solutions, Volume {small}",
         ],
         [
             "In {year} {name}, {adj} {job} and {adj} {job}, arrives in {place} with nothing but a {adj} "
@@ -161,10 +161,10 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         0.12,
         [
             "{name}: {genre}",
-            "Best of {genre} {year}",
+            "{name}: Best of {genre} {year}",
             "{name} Live in {place} [{format}]",
             "The {adj} {thing} ({genre})",
-            "{thing} & {thing} [{format}]",
+            "{color} {thing} & {adj} {thing} [{format}]",
             "{genre} from {place}, Vol. {small}",
         ],
         [
@@ -180,9 +180,9 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
     "film": (
         0.08,
         [
-            "The {adj} {thing} [{format}]",
+            "The {adj} {color} {thing} [{format}]",
             "{name}'s {thing} ({year}) [{format}]",
-            "Return to {place} [{format}]",
+            "Return to {place}, {year} [{format}]",
             "Learn {topic} with {name} [{format}]",
         ],
         [
@@ -198,7 +198,7 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
     "toy": (
         0.1,
         [
-            "{brand} {toy}",
+            "{brand} {toy} No. {number}",
             "{brand} {color} {toy}, {small} Pieces",
             "{toy} with {adj} {thing} by {brand}",
             "{brand} {thing} {toy} - {color}",
@@ -217,8 +217,8 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         0.07,
         [
             "{brand} {number}-{small} {tool}",
-            "{brand} {tool}, {material}",
-            "{tool} with {material} Handle, {number} mm",
+            "{brand} {tool}, {material}, No. {number}",
+            "{tool} with {material} Handle, {number} x {number} mm",
             "{brand} Professional {tool} ({color})",
         ],
         [
@@ -234,8 +234,8 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
         0.08,
         [
             "{brand} {kitchen}, {color}",
-            "{brand} {material} {kitchen} - {small} Quart",
-            "{kitchen} in {color} {material}",
+            "{brand} {color} {material} {kitchen} - {small} Quart",
+            "{name}'s {kitchen} in {color} {material}",
             "{brand} {kitchen} with {thing} Pattern, Set of {small}",
         ],
         [
@@ -249,10 +249,10 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
     "wear": (
         0.05,
         [
-            "{brand} {wear}, {color}",
+            "{brand} {adj} {wear}, {color}",
             "{brand} {adj} {thing} {wear} - {color}",
-            "Women's {material} {wear} by {brand}",
-            "Boys' {color} {wear} with {thing}, Size {small}",
+            "Women's {color} {material} {wear} by {brand}",
+            "Boys' {color} {wear} with {adj} {thing}, Size {small}",
         ],
         [
             "This {wear} is {number} percent {material}, lined in {color}, and doesn't shrink.",
@@ -266,11 +266,11 @@ KINDS: dict[str, tuple[float, list[str], list[str]]] = {
 PORTUGUESE: tuple[float, list[str], list[str]] = (
     0.06,
     [
-        "{palavra} e {palavra}",
+        "{palavra} e {palavra} de {place}",
         "{palavra} de {place}",
-        "Manual de {tema}, {small}ª edição",
-        "{objeto} {brand} - {number} ml",
-        "Introdução à disciplina: {tema}",
+        "Manual {brand} de {tema}, {small}ª edição",
+        "{objeto} {brand} {color} - {number} ml",
+        "Introdução à disciplina: {tema}, segundo {name}",
         "Canções sobre {palavra} e {palavra} [{format}]",
     ],
     [
@@ -326,7 +326,7 @@ SHORT = [
     "A {adj} {thing} from {place}",
     "{color} {material}, {number} mm",
     "Recorded in {place}, {year}",
-    "{small} pieces, {material}",
+    "{number} {color} {adj} pieces, {material}",
     "{name} on {topic}",
 ]
 REMARKS = [

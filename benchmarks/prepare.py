@@ -127,7 +127,7 @@ def main() -> None:
             f"{same['same_text']:.2%} of these with the same title and content, character by character."
         )
     ratios = compared(found, rows)
-    bounds = targets(found, ratios, with_pandas="pandas" in systems)
+    bounds = targets(found, ratios)
     name = "prepare-quick" if asked.quick else f"prepare-{rows}"
     write_result(name, found, ratios, bounds, notes, folder=asked.results)
 
@@ -150,18 +150,17 @@ def compared(found: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float |
     }
 
 
-def targets(
-    found: Sequence[Mapping[str, Any]], ratios: Mapping[str, float | None], *, with_pandas: bool
-) -> dict[str, Target]:
+def targets(found: Sequence[Mapping[str, Any]], ratios: Mapping[str, float | None]) -> dict[str, Target]:
     bounds = {
-        PANDAS: Target(ratios[PANDAS], at_least=4.0),
         READING: Target(ratios[READING], at_most=2.0),
         SEARCH: Target(ratios[SEARCH], at_most=1.0),
         LINEAR: Target(ratios[LINEAR], at_most=1.2),
         FLAT: Target(ratios[FLAT], at_most=1.2),
         "whole, peak memory of all processes, bytes": Target(value_of(found, "whole", "tree_peak_bytes"), at_most=1e9),
     }
-    return {name: bound for name, bound in bounds.items() if with_pandas or name != PANDAS}
+    if value_of(found, "pandas", "name") or value_of(found, "pandas", "failed"):
+        bounds = {PANDAS: Target(ratios[PANDAS], at_least=4.0), **bounds}
+    return bounds
 
 
 if __name__ == "__main__":

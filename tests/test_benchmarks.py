@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402
+import prepare  # noqa: E402
 import shapes  # noqa: E402
 import train  # noqa: E402
 import train_rivals  # noqa: E402
@@ -248,3 +250,66 @@ def test_the_news_is_one_answer_for_each_item() -> None:
     answer = json.loads(tokenizer.decode(ids[num_prompt:-1]))
     assert [list(answer[s]) for s in ("f1", "f2", "f3")] == [["polaridade", "emocao"]] * 3
     assert ids[-1] == tokenizer.eos_token_id
+
+
+# -- preparing a catalogue ---------------------------------------------------------------------------
+
+
+def test_memory_of_children_counts_and_shared_memory_once() -> None:
+    child = "x = b'x' * (80 << 20); import time; time.sleep(1.2)"
+    parent = (
+        "import subprocess, sys, json; "
+        f"ps = [subprocess.Popen([sys.executable, '-c', {child!r}]) for _ in range(2)]; "
+        "[p.wait() for p in ps]; print(json.dumps({'v': 1}))"
+    )
+    argv = [sys.executable, str(BENCHMARKS / "rivals" / "watch.py"), *python(parent)]
+    measured = harness.run_process(argv).result
+    assert measured["v"] == 1
+    assert 160 << 20 < measured["tree_peak_bytes"] < 260 << 20
+    assert 1.2 <= measured["run_s"] < 30
+
+
+def test_a_watched_command_that_fails_is_a_failure() -> None:
+    with pytest.raises(RivalFailedError, match="exit 3"):
+        harness.run_process([sys.executable, str(BENCHMARKS / "rivals" / "watch.py"), *python("raise SystemExit(3)")])
+
+
+def test_the_preparations_targets() -> None:
+    def row(name: str, run_s: float, tree_peak_bytes: float) -> dict[str, object]:
+        return {
+            "name": name,
+            "tree_peak_bytes": tree_peak_bytes,
+            "rounds": [{"round": 0, "run_s": run_s, "tree_peak_bytes": tree_peak_bytes}],
+        }
+
+    found = [
+        row("zcat", 1, 1),
+        row("reading", 1.5, 5e8),
+        row("cleaning", 4, 5e8),
+        row("whole", 6, 9e8),
+        row("pandas", 30, 3e9),
+        row(prepare.THIRD, 2.5, 8e8),
+    ]
+    ratios = prepare.compared(found, 300)
+    assert ratios[prepare.PANDAS] == 5
+    assert ratios[prepare.READING] == 1.5
+    assert ratios[prepare.SEARCH] == 0.5
+    assert ratios[prepare.LINEAR] == pytest.approx(6 / 300 / (2.5 / 100))
+    assert ratios[prepare.FLAT] == 9 / 8
+    bounds = prepare.targets(found, ratios)
+    assert all(target.met for target in bounds.values())
+    assert len(bounds) == 6
+    assert prepare.PANDAS not in prepare.targets(found[:4], ratios)
+
+
+@pytest.mark.slow
+def test_the_preparation_is_measured_and_pandas_keeps_the_same_rows(tmp_path: Path) -> None:
+    argv = [sys.executable, str(BENCHMARKS / "prepare.py"), "--quick", "--results", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads(next(tmp_path.glob("prepare-quick-*.json")).read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in kept["rows"]}
+    assert set(rows) == {*prepare.SYSTEMS, prepare.THIRD}
+    assert not any(row.get("failed") for row in rows.values())
+    assert rows["whole"]["kept"] == rows["pandas"]["kept"] > 1500
+    assert "100.00% of the products" in kept["notes"][2]

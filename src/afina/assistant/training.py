@@ -15,7 +15,7 @@ from afina import pipeline
 from afina.core.predictor import Example
 from afina.engine.encoded import Encoded
 from afina.engine.renderer import Renderer
-from afina.pipeline.splits import catalogue_of
+from afina.pipeline.splits import Encode, catalogue_of
 from afina.retrieval.passage import Passage
 from afina.runs import Run
 from afina.strategies.grounded.lessons import encode_lessons, grounded_lessons, takes_part
@@ -23,6 +23,12 @@ from afina.strategies.grounded.lessons import encode_lessons, grounded_lessons, 
 
 def train(opened: Run) -> Path:
     """The specialist's folder. Continues a killed training. Raises MachineError if it will not fit."""
+    encode = encoder_of(opened)
+    return pipeline.train(opened, encode, encode)
+
+
+def encoder_of(opened: Run) -> Encode:
+    """What is learned of a catalogue's rows: some by heart, the others as questions with passages."""
     recipe = opened.recipe
     assert recipe.catalogue is not None, "called for catalogue recipes only"
     config, questions, shards = recipe.sources, recipe.catalogue.questions, recipe.catalogue.shards
@@ -43,4 +49,4 @@ def train(opened: Run) -> Path:
         cited = encode_lessons(renderer, lessons, config, max_length=max_length, max_text_tokens=limit)
         return [*pipeline.encode(renderer, recited, max_length), *cited]
 
-    return pipeline.train(opened, encode, encode)
+    return encode
