@@ -94,6 +94,8 @@ def prepare_catalogue(
             tell(f"{folder}: prepared before, from the same source and settings")
             return kept
         (folder / "manifest.json").unlink(missing_ok=True)  # what is being replaced is not whole
+        for left in [*folder.glob(".*.tmp"), *folder.glob("shards/.*.tmp")]:  # by a killed call, while it wrote
+            left.unlink(missing_ok=True)
         scratch = open_scratch(folder, key)
         with Workers() as workers:
             work = _Preparation(config, folder, scratch, seed, shares, extent, workers)

@@ -311,6 +311,6 @@ def _write(guess: Guess, location: Path, path: Path) -> str:
         "  # labels: {FIELD: {text in the table: label}}  # where spellings differ",
         "train:",
         "  base_model: afina/nano  # or a local folder, or a Hugging Face model id",
-        "compare: [majority, tfidf, zero-shot, finetuned]",
+        f"compare: [{'nearest' if guess.output == 'text' else 'majority, tfidf'}, zero-shot, finetuned]",
     ]
     return "\n".join(lines) + "\n"
