@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +13,7 @@ import pytest
 import yaml
 from command_line import POLARITY, afina, news, recipe_text, write_csv
 from small_model import small_model
+from warm_process import Starter
 
 from afina.core.config import Recipe
 from afina.core.errors import DataError, RecipeError
@@ -344,19 +341,17 @@ def test_a_strategy_as_the_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_it_continues(tmp_path: Path) -> None:
+def test_killed_it_continues(tmp_path: Path, job_starter: Starter) -> None:
     recipe = place(tmp_path / "a", news(24), distill={"students": ["gold", "two-task"], "seeds": [1]})
     students = tmp_path / "a/run/students"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "afina", "distill", str(recipe)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    said = tmp_path / "said.txt"
+    process = job_starter.run("afina", "distill", recipe, out=said, errors=said)
     until = time.monotonic() + WAIT_S
     while not (students / "two-task-1/student.json").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.005)
+    assert process.poll() is None, said.read_text(encoding="utf-8")
+    process.kill()
+    process.wait(WAIT_S)
     first = weights_of(students / "gold-1")
     assert len(first) >= 1
     outcome = afina("distill", recipe)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,10 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def starter() -> Iterator[Starter]:
+@pytest.fixture(scope="session")
+def starter(job_starter: Starter) -> Starter:
     """Starts processes that have made their imports."""
-    made = Starter()
-    yield made
-    made.stop()
+    return job_starter
 
 
 def finish(folder: Path, starter: Starter | None = None) -> list[dict[str, Any]]:
@@ -208,9 +206,9 @@ def test_its_models_can_be_served(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_job_is_left_alone(whole: Path) -> None:
+def test_a_finished_job_is_left_alone(whole: Path, starter: Starter) -> None:
     before = (whole / "log.jsonl").read_bytes()
-    finish(whole)
+    finish(whole, starter)
     assert (whole / "log.jsonl").read_bytes() == before
     assert not (whole / "train").exists()
 
@@ -221,7 +219,7 @@ def test_a_finished_job_is_left_alone(whole: Path) -> None:
 @pytest.mark.slow
 def test_terminated_and_continued_gives_the_same_weights(whole: Path, tmp_path: Path, starter: Starter) -> None:
     folder = job(tmp_path / "job")
-    process = start(folder)
+    process = starter.start(folder, errors=folder / "said.txt")
     wait_for(folder, "step-2", process)
     process.terminate()
     assert process.wait(WAIT_S) == 0
@@ -282,12 +280,12 @@ def test_terminated_before_the_first_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_folder_is_one_process_own(tmp_path: Path) -> None:
+def test_the_folder_is_one_process_own(tmp_path: Path, starter: Starter) -> None:
     folder = job(tmp_path / "job")
-    first = start(folder)
+    first = starter.start(folder, errors=folder / "said.txt")
     while not (folder / "lock").exists() or not (folder / "lock").read_text():
         time.sleep(0.002)
-    second = start(folder)
+    second = starter.start(folder, errors=folder / "said too.txt")
     _, said = second.communicate(timeout=WAIT_S)
     assert second.returncode == 3
     assert f"process {first.pid} is training this job already" in said

@@ -9,6 +9,7 @@ import re
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,10 @@ from xml.etree import ElementTree
 
 import optuna
 import pytest
-import sweep_process
 import yaml
 from command_line import afina, news, recipe_text, write_csv
 from training_material import examples, here, settings_for, tiny_llama
+from warm_process import Starter, Warm
 
 from afina import pipeline, sweeping
 from afina.core.catalogue_config import SweepConfig
@@ -61,6 +62,12 @@ def recipe_with(parameters: Any, **changes: Any) -> Any:
 
 def run_sweep(recipe: Path, *overrides: str, overwrite: bool = False) -> sweeping.SweepResult:
     return sweeping.sweep(pipeline.open_run(recipe, overrides, overwrite=overwrite), overwrite=overwrite)
+
+
+def start_sweep(starter: Starter, recipe: Path) -> Warm:
+    """In a process of its own, which may be killed."""
+    said = recipe.parent / "said.txt"
+    return starter.run("afina", "sweep", recipe, out=said, errors=said)
 
 
 def kept(folder: Path) -> list[str]:
@@ -270,13 +277,39 @@ def test_the_first_trial_begins_with_the_recipes_own_settings(tmp_path: Path, ni
     assert trials_of(tmp_path)[0]["params"]["lora_r"] == 4
 
 
-def test_no_combination_is_tried_twice_and_all_are(tmp_path: Path) -> None:
+def test_proposals_of_a_bracket_are_the_same_in_a_new_process(tmp_path: Path) -> None:
+    """Enough trials that TPE has something to learn from in each of hyperband's brackets."""
+    config = SweepConfig(pruner="hyperband")
+
+    def ask_and_tell(study: Study) -> None:
+        trial = study.ask()
+        for number in range(1, 10):
+            trial.report(
+                losses_of({**trial.params, "learning_rate": trial.params["learning_rate"] / 2})[number - 1], number
+            )
+            if trial.should_prune():
+                return study.tell(trial, "pruned", None, {"seconds": 0.0})
+        return study.tell(trial, "complete", trial.params["learning_rate"], {"seconds": 0.0})
+
+    for folder, sittings in (("one", [48]), ("many", [34, *[1] * 14])):
+        (tmp_path / folder).mkdir()
+        for number in sittings:
+            study = Study(tmp_path / folder / "study.sqlite", config, WIDE, 7, max_evaluations=9)
+            for _ in range(number):
+                ask_and_tell(study)
+    assert len(kept(tmp_path / "one")) == 48
+    assert kept(tmp_path / "one") == kept(tmp_path / "many")
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_no_combination_is_tried_twice_and_all_are(tmp_path: Path, pruner: Any) -> None:
     few = [
         Parameter("lora_r", (2, 4, 8)),
         Parameter("use_dora", (True, False)),
         Parameter("n", low=1, high=3, whole=True),
     ]
-    study = Study(tmp_path / "study.sqlite", SweepConfig(trials=100), few, 1, max_evaluations=1)
+    config = SweepConfig(trials=100, pruner=pruner)
+    study = Study(tmp_path / "study.sqlite", config, few, 1, max_evaluations=9)
     while not study.is_exhausted:
         trial = study.ask()
         study.tell(trial, "complete", trial.params["lora_r"] / 10, {"seconds": 0.0})
@@ -306,13 +339,11 @@ def test_early_stopping_ends_a_trial_as_it_ends_a_training(tmp_path: Path, nine_
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> sweeping.SweepResult:
+def swept(tmp_path_factory: pytest.TempPathFactory, job_starter: Starter) -> sweeping.SweepResult:
     """Three trials of the embedded model, undisturbed, in a process like those that are killed."""
     folder = tmp_path_factory.mktemp("swept")
-    recipe = place(folder)
-    process = sweep_process.start(recipe)
-    process.join(WAIT_S)
-    assert process.exitcode == 0, (folder / "sweep.log").read_text(encoding="utf-8")
+    process = start_sweep(job_starter, place(folder))
+    assert process.wait(WAIT_S) == 0, process.errors.read_text(encoding="utf-8")
     report = json.loads((folder / "run" / "sweep" / "sweep.json").read_text(encoding="utf-8"))
     home = folder / "run" / "sweep"
     return sweeping.SweepResult(home, report, home / "best.yaml", home / "sweep.html")
@@ -378,21 +409,22 @@ def test_the_best_recipe_is_whole_and_trains_to_the_same_loss(swept: sweeping.Sw
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_as_if_undisturbed(swept: sweeping.SweepResult, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(
+    swept: sweeping.SweepResult, tmp_path: Path, job_starter: Starter
+) -> None:
     recipe = place(tmp_path / "killed")
     home = tmp_path / "killed" / "run" / "sweep"
     draw, killed = random.Random(11), 0
     # An undisturbed one takes so long, its start included; the moments are spread over all of it.
     whole_s = sum(trial["seconds"] for trial in swept.report["trials"]) + 3
     for _ in range(5):
-        process = sweep_process.start(recipe)
-        process.join(draw.uniform(0.2, 0.6) * whole_s)
-        killed += process.exitcode is None
+        process = start_sweep(job_starter, recipe)
+        time.sleep(draw.uniform(0.2, 0.6) * whole_s)
+        killed += process.poll() is None
         process.kill()
-        process.join()
-    process = sweep_process.start(recipe)
-    process.join(WAIT_S)
-    assert process.exitcode == 0, (tmp_path / "killed" / "sweep.log").read_text(encoding="utf-8")
+        process.wait(WAIT_S)
+    process = start_sweep(job_starter, recipe)
+    assert process.wait(WAIT_S) == 0, process.errors.read_text(encoding="utf-8")
     assert killed >= 3, "it was done before it was killed"
     assert kept(home) == kept(swept.folder)
     assert (home / "best.yaml").read_text() == swept.best.read_text().replace(

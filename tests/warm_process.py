@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 JOB = "afina.server.job_process"
-IMPORTS = {"job": ("afina.training.dpo_trainer", "afina.training.job"), "server": ("afina.server.app", "uvicorn")}
+IMPORTS = {
+    "job": ("afina.training.dpo_trainer", "afina.training.job", "afina.distilling", "afina.sweeping"),
+    "server": ("afina.server.app", "uvicorn"),
+}
 
 
 class Starter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -37,10 +37,18 @@ class Proposals(BaseSampler):
     """All parameters of a trial at once, and never the same combination twice where there is another.
 
     kind: "tpe" (Bergstra et al., NeurIPS 2011) or "random". start: of the first trial; what it lacks is drawn.
+    tried: the settings of all finished trials; a sampler itself is shown those of its hyperband bracket alone.
     """
 
-    def __init__(self, kind: str, parameters: Sequence[Parameter], seed: int, start: dict[str, Value]) -> None:
-        self.kind, self.parameters, self.seed, self.start = kind, list(parameters), seed, start
+    def __init__(
+        self,
+        kind: str,
+        parameters: Sequence[Parameter],
+        seed: int,
+        start: dict[str, Value],
+        tried: Callable[[], Iterable[dict[str, Any]]],
+    ) -> None:
+        self.kind, self.parameters, self.seed, self.start, self.tried = kind, list(parameters), seed, start, tried
         self.space = {p.key: distribution(p) for p in parameters}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -49,7 +57,7 @@ class Proposals(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        tried = {self._combination(one.params) for one in study.get_trials(deepcopy=False) if one.state.is_finished()}
+        tried = {self._combination(params) for params in self.tried()}
         found: dict[str, Any] = {}
         for attempt in range(ATTEMPTS):
             found = self._draw(study, trial, draw_for(self.seed, trial.number, attempt))

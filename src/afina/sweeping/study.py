@@ -60,11 +60,14 @@ class Study:
         self._study = optuna.create_study(
             study_name=NAME,
             direction="minimize",
-            sampler=Proposals(config.sampler, self.parameters, seed, start or {}),
+            sampler=Proposals(
+                config.sampler, self.parameters, seed, start or {}, lambda: [t.params for t in self.trials]
+            ),
             pruner=pruner,
         )
         self._study.add_trials(self.trials)
-        # Hyperband counts its brackets at the first question, which must not depend on when a process began.
+        # Hyperband counts its brackets at the first question, and a proposal is made of those of one bracket; so it is
+        # asked before the first proposal, whenever a process begins.
         pruner.prune(self._study, optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
 
     @property
