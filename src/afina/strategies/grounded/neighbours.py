@@ -7,6 +7,7 @@ come out: an index of the whole catalogue would also find those of the test. By 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def neighbours(passages: Sequence[Passage], wanted: Sequence[int], count: int) -
     texts = [f"{p.title} {p.title} {p.content[:LEAD_CHARS]}" for p in passages]
     try:
         common = int(max(FEW_ROWS, min(COMMON_SHARE * len(texts), COMMON_ROWS)))
-        matrix = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", max_df=common).fit_transform(texts)
+        matrix: Any = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", max_df=common).fit_transform(texts)
     except ValueError:  # no row has a word
         yield from ([] for _ in wanted)
         return
