@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -408,6 +409,15 @@ def test_the_best_recipe_is_whole_and_trains_to_the_same_loss(swept: sweeping.Sw
     assert losses == pytest.approx(best["losses"], rel=2e-3)
 
 
+def _state(folder: Path) -> set[tuple[str, int]]:
+    """What the folder holds, and when it was written."""
+    found: set[tuple[str, int]] = set()
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+            found.add((str(path), path.stat().st_mtime_ns))
+    return found
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(
     swept: sweeping.SweepResult, tmp_path: Path, job_starter: Starter
@@ -415,11 +425,13 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(
     recipe = place(tmp_path / "killed")
     home = tmp_path / "killed" / "run" / "sweep"
     draw, killed = random.Random(11), 0
-    # An undisturbed one takes so long, its start included; the moments are spread over all of it.
-    whole_s = sum(trial["seconds"] for trial in swept.report["trials"]) + 3
     for _ in range(5):
         process = start_sweep(job_starter, recipe)
-        time.sleep(draw.uniform(0.2, 0.6) * whole_s)
+        # Moments are counted in what it writes, not in seconds, which another machine has more or fewer of.
+        changes, before = draw.randint(1, 5), _state(home)
+        while changes and process.poll() is None:
+            time.sleep(0.01)
+            changes, before = changes - (_state(home) != before), _state(home)
         killed += process.poll() is None
         process.kill()
         process.wait(WAIT_S)
